@@ -1,0 +1,360 @@
+//! The real-time clock of the PC: an MC146818 with its battery-backed bytes, at ports 0x70 and 0x71.
+//!
+//! It tells the host's time in UTC. Setting it has no effect (a guest keeps its own offset), there is
+//! no alarm and no periodic interrupt, and all other bytes are memory. The "update in progress" bit
+//! follows the clock: it is set in the last 244 µs of each second, as the chip's is, so that a driver
+//! that waits for it to clear always gets on and never reads a time that is changing.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::bus::BusDevice;
+
+/// First I/O port of the range.
+pub const PORT: u64 = 0x70;
+/// Ports in the range: index and data.
+pub const LEN: u64 = 2;
+
+const INDEX: u64 = 0;
+const DATA: u64 = 1;
+
+const SECONDS: u8 = 0x00;
+const MINUTES: u8 = 0x02;
+const HOURS: u8 = 0x04;
+const DAY_OF_WEEK: u8 = 0x06;
+const DAY_OF_MONTH: u8 = 0x07;
+const MONTH: u8 = 0x08;
+const YEAR: u8 = 0x09;
+const REGISTER_A: u8 = 0x0a;
+const REGISTER_B: u8 = 0x0b;
+const REGISTER_C: u8 = 0x0c;
+const REGISTER_D: u8 = 0x0d;
+/// Where the IBM AT and ACPI's FADT (`CENTURY`) expect the century.
+pub const CENTURY: u8 = 0x32;
+
+const BYTES: usize = 128;
+/// Bit 7 of the index port masks NMIs, which nothing here raises.
+const INDEX_MASK: u8 = 0x7f;
+
+/// Register A: time base 32.768 kHz, 1024 Hz periodic rate (the reset values of the PC).
+const A_RATE: u8 = 0x26;
+const A_UPDATE_IN_PROGRESS: u8 = 0x80;
+/// Register B: 24-hour mode, binary instead of BCD.
+const B_24_HOURS: u8 = 0x02;
+const B_BINARY: u8 = 0x04;
+/// Register B: the bits a driver may set. Interrupt enables would promise interrupts.
+const B_WRITABLE: u8 = B_24_HOURS | B_BINARY;
+/// Register D: the battery is good.
+const D_VALID: u8 = 0x80;
+/// How long before the next second the chip announces the update.
+const UPDATE_TIME: Duration = Duration::from_micros(244);
+
+/// A host clock: the current time, counted from the Unix epoch.
+pub type Clock = Box<dyn Fn() -> Duration + Send>;
+
+/// The real-time clock.
+pub struct Rtc {
+    index: u8,
+    bytes: [u8; BYTES],
+    clock: Clock,
+}
+
+impl Default for Rtc {
+    fn default() -> Self {
+        // A host whose clock is before 1970 shows the guest 1970.
+        let now = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+        };
+        Self::with_clock(Box::new(now))
+    }
+}
+
+impl Rtc {
+    /// A clock that tells the host's time.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A clock that tells what `clock` says.
+    pub fn with_clock(clock: Clock) -> Self {
+        let mut bytes = [0; BYTES];
+        bytes[usize::from(REGISTER_B)] = B_24_HOURS;
+        Self {
+            index: 0,
+            bytes,
+            clock,
+        }
+    }
+
+    fn register(&self) -> u8 {
+        let time = Calendar::from_unix((self.clock)().as_secs());
+        match self.index {
+            SECONDS => self.number(time.second),
+            MINUTES => self.number(time.minute),
+            HOURS => self.hours(time.hour),
+            DAY_OF_WEEK => self.number(time.day_of_week),
+            DAY_OF_MONTH => self.number(time.day),
+            MONTH => self.number(time.month),
+            YEAR => self.number(time.year_of_century),
+            CENTURY => self.number(time.century),
+            REGISTER_A => {
+                let into_second = (self.clock)().subsec_nanos();
+                let updating =
+                    Duration::from_nanos(into_second.into()) + UPDATE_TIME > Duration::from_secs(1);
+                if updating {
+                    A_RATE | A_UPDATE_IN_PROGRESS
+                } else {
+                    A_RATE
+                }
+            }
+            REGISTER_C => 0,
+            REGISTER_D => D_VALID,
+            index => self.bytes[usize::from(index)],
+        }
+    }
+
+    fn control(&self) -> u8 {
+        self.bytes[usize::from(REGISTER_B)]
+    }
+
+    /// A number in the format register B asks for.
+    fn number(&self, value: u8) -> u8 {
+        if self.control() & B_BINARY != 0 {
+            value
+        } else {
+            value / 10 * 16 + value % 10
+        }
+    }
+
+    /// An hour in the format register B asks for; bit 7 is PM in 12-hour mode.
+    fn hours(&self, hour: u8) -> u8 {
+        if self.control() & B_24_HOURS != 0 {
+            return self.number(hour);
+        }
+        let afternoon = if hour >= 12 { 0x80 } else { 0 };
+        let hour = if hour % 12 == 0 { 12 } else { hour % 12 };
+        self.number(hour) | afternoon
+    }
+}
+
+impl BusDevice for Rtc {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        // The index port is write-only on the PC.
+        if offset == DATA {
+            data[0] = self.register();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let Some(&value) = data.first() else { return };
+        match (offset, self.index) {
+            (INDEX, _) => {
+                self.index = value & INDEX_MASK;
+                // A 16-bit write to the index port selects and writes at once.
+                if data.len() > 1 {
+                    self.write(DATA, &data[1..2]);
+                }
+            }
+            (
+                DATA,
+                SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY
+                | REGISTER_A | REGISTER_C | REGISTER_D,
+            ) => {}
+            (DATA, REGISTER_B) => self.bytes[usize::from(REGISTER_B)] = value & B_WRITABLE,
+            (DATA, index) => self.bytes[usize::from(index)] = value,
+            _ => {}
+        }
+    }
+}
+
+/// A point in time in the proleptic Gregorian calendar, UTC, as the chip counts it.
+#[derive(Debug, PartialEq, Eq)]
+struct Calendar {
+    second: u8,
+    minute: u8,
+    hour: u8,
+    /// 1 is Sunday.
+    day_of_week: u8,
+    day: u8,
+    month: u8,
+    year_of_century: u8,
+    century: u8,
+}
+
+impl Calendar {
+    fn from_unix(seconds: u64) -> Self {
+        /// Days of 400 years, after which the calendar repeats.
+        const ERA_DAYS: u64 = 146_097;
+        /// From 0000-03-01 to 1970-01-01. Years that start in March end with the leap day.
+        const EPOCH_DAYS: u64 = 719_468;
+
+        let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
+        let shifted = days + EPOCH_DAYS;
+        let (era, day_of_era) = (shifted / ERA_DAYS, shifted % ERA_DAYS);
+        let leap_days = day_of_era / 1_460 + day_of_era / 146_096;
+        let year_of_era = (day_of_era + day_of_era / 36_524 - leap_days) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // Months from March are 31, 30, 31, 30, 31 days long, twice and a bit: 153 days in five.
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 {
+            month_from_march + 3
+        } else {
+            month_from_march - 9
+        };
+        let year = era * 400 + year_of_era + u64::from(month <= 2);
+
+        // Each value is below 100 by its construction; the century wraps as the chip's two digits do.
+        let byte = |value: u64| value.to_le_bytes()[0];
+        Self {
+            second: byte(second_of_day % 60),
+            minute: byte(second_of_day / 60 % 60),
+            hour: byte(second_of_day / 3_600),
+            // The epoch was a Thursday.
+            day_of_week: byte((days + 4) % 7 + 1),
+            day: byte(day),
+            month: byte(month),
+            year_of_century: byte(year % 100),
+            century: byte(year / 100 % 100),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rtc_at(now: Duration) -> Rtc {
+        Rtc::with_clock(Box::new(move || now))
+    }
+
+    fn read(rtc: &mut Rtc, index: u8) -> u8 {
+        rtc.write(INDEX, &[index]);
+        let mut data = [0];
+        rtc.read(DATA, &mut data);
+        data[0]
+    }
+
+    fn write(rtc: &mut Rtc, index: u8, value: u8) {
+        rtc.write(INDEX, &[index]);
+        rtc.write(DATA, &[value]);
+    }
+
+    fn date(rtc: &mut Rtc) -> [u8; 8] {
+        [
+            CENTURY,
+            YEAR,
+            MONTH,
+            DAY_OF_MONTH,
+            DAY_OF_WEEK,
+            HOURS,
+            MINUTES,
+            SECONDS,
+        ]
+        .map(|index| read(rtc, index))
+    }
+
+    #[test]
+    fn time_is_shown_in_bcd() {
+        // 2024-02-29T23:58:07Z, a Thursday.
+        let mut rtc = rtc_at(Duration::from_secs(1_709_251_087));
+        assert_eq!(
+            date(&mut rtc),
+            [0x20, 0x24, 0x02, 0x29, 0x05, 0x23, 0x58, 0x07]
+        );
+    }
+
+    #[test]
+    fn binary_and_twelve_hour_modes_are_honoured() {
+        let mut rtc = rtc_at(Duration::from_secs(1_709_251_087));
+        write(&mut rtc, REGISTER_B, B_BINARY);
+        assert_eq!(date(&mut rtc), [20, 24, 2, 29, 5, 0x80 | 11, 58, 7]);
+        let mut midnight = rtc_at(Duration::ZERO);
+        write(&mut midnight, REGISTER_B, 0);
+        assert_eq!(read(&mut midnight, HOURS), 0x12);
+    }
+
+    #[test]
+    fn update_in_progress_shows_only_before_the_next_second() {
+        let at = |micros| read(&mut rtc_at(Duration::from_micros(micros)), REGISTER_A);
+        assert_eq!(at(5_000_000), A_RATE);
+        assert_eq!(at(5_999_755), A_RATE);
+        assert_eq!(at(5_999_757), A_RATE | A_UPDATE_IN_PROGRESS);
+        assert_eq!(at(5_999_999), A_RATE | A_UPDATE_IN_PROGRESS);
+    }
+
+    #[test]
+    fn time_cannot_be_set_and_interrupts_cannot_be_enabled() {
+        let mut rtc = rtc_at(Duration::from_secs(1_709_251_087));
+        let before = date(&mut rtc);
+        for index in [
+            SECONDS, HOURS, YEAR, CENTURY, REGISTER_A, REGISTER_C, REGISTER_D,
+        ] {
+            write(&mut rtc, index, 0x55);
+        }
+        assert_eq!(date(&mut rtc), before);
+        assert_eq!(read(&mut rtc, REGISTER_A), A_RATE);
+        assert_eq!(read(&mut rtc, REGISTER_C), 0);
+        assert_eq!(read(&mut rtc, REGISTER_D), D_VALID);
+        write(&mut rtc, REGISTER_B, 0xff);
+        assert_eq!(read(&mut rtc, REGISTER_B), B_24_HOURS | B_BINARY);
+    }
+
+    #[test]
+    fn other_bytes_are_memory_and_the_nmi_bit_selects_nothing() {
+        let mut rtc = rtc_at(Duration::ZERO);
+        write(&mut rtc, 0x40, 0xa5);
+        assert_eq!(read(&mut rtc, 0x40 | 0x80), 0xa5);
+        rtc.write(INDEX, &[0x41, 0x5a]);
+        assert_eq!(read(&mut rtc, 0x41), 0x5a);
+        let mut index = [0];
+        rtc.read(INDEX, &mut index);
+        assert_eq!(index, [0xff]);
+    }
+
+    #[test]
+    fn calendar_counts_every_day_of_400_years() {
+        let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let (mut year, mut month, mut day) = (1970, 1, 1);
+        for days in 0..146_097 {
+            let time = Calendar::from_unix(days * 86_400);
+            let shown = u64::from(time.century) * 100 + u64::from(time.year_of_century);
+            assert_eq!(
+                (shown, time.month, time.day),
+                (year, month, day),
+                "day {days}"
+            );
+            let last = match month {
+                2 => 28 + u8::from(leap(year)),
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            day += 1;
+            if day > last {
+                (day, month) = (1, month + 1);
+            }
+            if month > 12 {
+                (month, year) = (1, year + 1);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_at_any_time_is_harmless(
+            seconds in any::<u64>(),
+            accesses in proptest::collection::vec((0..LEN, any::<[u8; 2]>(), 1..=2_usize), 0..32),
+        ) {
+            let mut rtc = rtc_at(Duration::from_secs(seconds));
+            for (offset, value, len) in accesses {
+                rtc.write(offset, &value[..len]);
+                let mut data = [0; 4];
+                rtc.read(offset, &mut data[..len]);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The type of guest memory all devices work on.
+
+use std::num::NonZeroUsize;
+
+use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
+};
+
+/// Dirty-page tracking, chosen at run time: `None` costs one branch for each access.
+pub type DirtyBitmap = Option<AtomicBitmap>;
+
+/// A guest's physical memory.
+pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
+
+/// One contiguous piece of a guest's physical memory.
+pub type GuestRegion = GuestRegionMmap<DirtyBitmap>;
+
+/// One slice of guest memory, as [`GuestMemory`] hands it out.
+pub type GuestSlice<'a> = vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, DirtyBitmap>>;
+
+/// The granularity of dirty tracking in bytes: the page size of x86.
+const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+
+/// Why guest memory could not be set up.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host refused the mapping.
+    #[error("Cannot map {len:#x} bytes of guest memory at guest address {base:#x}")]
+    Map {
+        /// First guest-physical address.
+        base: u64,
+        /// Length in bytes.
+        len: usize,
+        /// What the kernel said.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// The region would run over the end of the guest's address space.
+    #[error("Guest memory of {len:#x} bytes at guest address {base:#x} wraps the address space")]
+    Wraps {
+        /// First guest-physical address.
+        base: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+    /// The regions overlap or are not in order.
+    #[error("Guest memory regions do not fit together")]
+    Regions(#[source] GuestRegionCollectionError),
+}
+
+/// One region of guest memory to map.
+#[derive(Debug)]
+pub struct RegionSpec {
+    /// First guest-physical address.
+    pub base: GuestAddress,
+    /// Length in bytes, a multiple of the page size.
+    pub len: usize,
+    /// The file (such as a memfd) behind it; anonymous private memory without one.
+    pub file: Option<FileOffset>,
+}
+
+/// Maps guest memory made of `regions` (ordered, not overlapping), with or without dirty tracking.
+pub fn map(regions: Vec<RegionSpec>, track_dirty: bool) -> Result<GuestMemory, MemoryError> {
+    let mut mapped = Vec::with_capacity(regions.len());
+    for RegionSpec { base, len, file } in regions {
+        let bitmap = track_dirty.then(|| AtomicBitmap::new(len, PAGE_SIZE));
+        // A guest may be given more memory than it ever touches: swap is not reserved for it.
+        let (flags, file) = match file {
+            Some(file) => (libc::MAP_SHARED | libc::MAP_NORESERVE, Some(file)),
+            None => (
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                None,
+            ),
+        };
+        let builder = MmapRegionBuilder::new_with_bitmap(len, bitmap)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags);
+        let builder = match file {
+            Some(file) => builder.with_file_offset(file),
+            None => builder,
+        };
+        let region = builder.build().map_err(|source| MemoryError::Map {
+            base: base.0,
+            len,
+            source,
+        })?;
+        let region =
+            GuestRegion::new(region, base).ok_or(MemoryError::Wraps { base: base.0, len })?;
+        mapped.push(region);
+    }
+    GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
+}
+
+/// Maps anonymous guest memory of `(base, length)` ranges without dirty tracking.
+pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> Result<GuestMemory, MemoryError> {
+    let spec = |&(base, len): &(GuestAddress, usize)| RegionSpec {
+        base,
+        len,
+        file: None,
+    };
+    map(ranges.iter().map(spec).collect(), false)
+}

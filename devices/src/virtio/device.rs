@@ -1,0 +1,67 @@
+//! What a virtio device is, to the state machine that drives it.
+
+use super::queue::{QueueError, QueueState, Virtqueue};
+
+/// What a device is, before any driver has spoken to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceTraits {
+    /// Device ID (virtio 1.2 §5).
+    pub device_id: u32,
+    /// Feature bits of the device type (0 to 23, 50 to 127); the ring's and the transport's own are
+    /// added by the state machine.
+    pub features: u64,
+    /// The largest size of each queue, each a power of two. Its length is the number of queues.
+    pub queue_sizes: Vec<u16>,
+    /// Length of the device-specific configuration space in bytes.
+    pub config_len: u64,
+}
+
+/// What a call of [`VirtioDevice::process`] left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// The queue is empty; the driver will ring when there is more.
+    Idle,
+    /// The work allowed for one call is done and there is more: call again, after others had a turn.
+    More,
+}
+
+/// A virtio device, knowing neither its transport nor its threads.
+///
+/// All calls come from one [`VirtioState`](super::state::VirtioState) under its lock:
+///
+/// ```text
+///          start_queue(0..n)            process(index)…
+///  created ────────────────► running ──────────────────► running
+///     ▲                         │ stop_queue(0..n), also after an error of process
+///     └──────── reset() ◄───────┘
+/// ```
+pub trait VirtioDevice: Send {
+    /// What the device is. Must not change over the device's life.
+    fn traits(&self) -> DeviceTraits;
+
+    /// Fills `data` from the configuration space. `offset + data.len()` is within
+    /// [`DeviceTraits::config_len`].
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes a write to the configuration space, bounded as for [`read_config`](Self::read_config).
+    /// Devices whose space is read-only keep this default.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// Gives the device a validated queue to work on, with the `features` the driver accepted.
+    fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64);
+
+    /// Takes a queue back and says where it stood. All requests taken from it are completed, or will
+    /// be found again by the restored queue. Idempotent: `None` for a queue that does not run.
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState>;
+
+    /// Works on queue `index`, which the driver has rung for. Bounded work: see [`Progress`].
+    ///
+    /// An error means the driver broke a rule; the device is stopped and reported as needing a reset.
+    fn process(&mut self, index: u16) -> Result<Progress, QueueError>;
+
+    /// Forgets everything a driver has set. All queues are stopped before.
+    fn reset(&mut self);
+}
