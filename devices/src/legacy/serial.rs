@@ -160,6 +160,7 @@ impl SerialInput {
             drained,
             watched: false,
             pollable: true,
+            ended: false,
         })
     }
 
