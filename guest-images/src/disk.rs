@@ -1,0 +1,110 @@
+//! The disk of a machine: a GPT with one partition `daruma`, whose ext4 file system holds the disk guests' images.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use gpt::disk::LogicalBlockSize;
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition::Partition;
+use gpt::{GptConfig, partition_types};
+use uuid::Uuid;
+
+use crate::{Error, tool};
+
+/// Name of the partition and label of its file system: by either, the host finds it on any attached disk.
+pub const LABEL: &str = "daruma";
+
+/// Size of the disk in bytes; the image is sparse.
+const SIZE: u64 = 4 << 30;
+const SECTOR: u64 = 512;
+const BLOCK: u64 = 4096;
+/// The partition starts at the usual 1 MiB and ends 1 MiB before the disk: the second table lies there.
+const MARGIN: u64 = 1 << 20;
+
+// Set by hand: the same inputs give the same bytes.
+const DISK_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_6469736b0000);
+const PARTITION_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_6469736b0001);
+const FILE_SYSTEM_UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-6469736b0002";
+
+/// A file to put on the disk.
+#[derive(Debug)]
+pub struct Content<'a> {
+    /// Path in the file system, relative to its root: `guests/debian/root.img`.
+    pub path: &'a str,
+    /// The file to copy; holes stay holes.
+    pub source: &'a Path,
+}
+
+/// What decides the image besides its contents.
+pub fn recipe() -> String {
+    format!("{SIZE} {MARGIN} {DISK_GUID} {PARTITION_GUID} {FILE_SYSTEM_UUID}")
+}
+
+/// Makes the disk image at `out`. No file system on it is newer than `epoch` (seconds since 1970).
+pub fn build(
+    contents: &[Content<'_>],
+    epoch: u64,
+    scratch: &Path,
+    log: &Path,
+    out: &Path,
+) -> Result<(), Error> {
+    let tree = scratch.join("disk-tree");
+    tool::empty_folder(&tree)?;
+    for Content { path, source } in contents {
+        link_or_copy(source, &tree.join(path), log)?;
+    }
+
+    let unfinished = tool::unfinished(out);
+    let mut disk = tool::sparse_file(&unfinished, SIZE)?;
+    write_table(&mut disk)
+        .map_err(|source| Error::PartitionTable { path: unfinished.clone(), source })?;
+    drop(disk);
+
+    let options = format!(
+        "offset={MARGIN},hash_seed={FILE_SYSTEM_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
+    );
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", FILE_SYSTEM_UUID])
+        .args(["-b", &BLOCK.to_string(), "-E", &options, "-d"])
+        .arg(&tree)
+        .arg(&unfinished)
+        .arg(((SIZE - 2 * MARGIN) / BLOCK).to_string())
+        .env("E2FSPROGS_FAKE_TIME", epoch.to_string());
+    tool::run(&mut mke2fs, log)?;
+    tool::finish(&unfinished, out)?;
+    fs::remove_dir_all(&tree).map_err(Error::io("remove", &tree))
+}
+
+/// `source` at `target`: by a link where both lie on one file system, else by a copy that keeps holes.
+fn link_or_copy(source: &Path, target: &Path, log: &Path) -> Result<(), Error> {
+    let folder = target.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    if fs::hard_link(source, target).is_ok() {
+        return Ok(());
+    }
+    tool::run(Command::new("cp").arg("--sparse=always").arg(source).arg(target), log)
+}
+
+/// The protective MBR and both copies of the GPT.
+fn write_table(disk: &mut File) -> std::io::Result<()> {
+    let last_sector = u32::try_from(SIZE / SECTOR - 1).unwrap_or(u32::MAX);
+    ProtectiveMBR::with_lb_size(last_sector).overwrite_lba0(disk).map_err(std::io::Error::other)?;
+    let mut table = GptConfig::new()
+        .writable(true)
+        .logical_block_size(LogicalBlockSize::Lb512)
+        .create_from_device(disk, Some(DISK_GUID))
+        .map_err(std::io::Error::other)?;
+    let partition = Partition {
+        part_type_guid: partition_types::LINUX_FS,
+        part_guid: PARTITION_GUID,
+        first_lba: MARGIN / SECTOR,
+        last_lba: (SIZE - MARGIN) / SECTOR - 1,
+        flags: 0,
+        name: LABEL.to_owned(),
+    };
+    table.update_partitions([(1, partition)].into()).map_err(std::io::Error::other)?;
+    table.write().map_err(std::io::Error::other)?;
+    Ok(())
+}
