@@ -29,4 +29,4 @@ pub mod legacy;
 pub mod memory;
 pub mod platform;
 mod throttle;
-//VIRTIO
+pub mod virtio;

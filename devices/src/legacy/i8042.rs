@@ -18,7 +18,7 @@ const CONTROL_B: u64 = 1;
 /// Port 0x64: status when read, command when written.
 const COMMAND: u64 = 4;
 /// All status bits but "input buffer full" (bit 1).
-const STATUS_ABSENT: u8 = 0xff & !0x02;
+const STATUS_ABSENT: u8 = !0x02;
 /// Output of timer 2 is high: loops that calibrate a clock by the PC speaker's timer end at once, and
 /// see by the time it took that the result is of no use.
 const CONTROL_B_TIMER2_OUT: u8 = 0x20;

@@ -133,7 +133,11 @@ impl Rtc {
             return self.number(hour);
         }
         let afternoon = if hour >= 12 { 0x80 } else { 0 };
-        let hour = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let hour = if hour.is_multiple_of(12) {
+            12
+        } else {
+            hour % 12
+        };
         self.number(hour) | afternoon
     }
 }

@@ -1,7 +1,13 @@
 //! Virtio 1.2 devices: one state machine, several transports, one queue implementation.
+//!
+//! A device is added by implementing [`device::VirtioDevice`] (the smallest one is [`rng`]) and
+//! handing it to a transport; the transport's [`worker`](mmio::MmioTransport::worker) goes to the
+//! event loop of a device thread.
 
+pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
 pub mod state;
+pub mod worker;

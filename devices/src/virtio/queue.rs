@@ -1,0 +1,309 @@
+//! Split virtqueues (virtio 1.2 §2.7): the rings, and every check on what a driver puts into them.
+//!
+//! The ring arithmetic is `virtio-queue`'s, which by its own words does not check descriptors; this
+//! module and [`chain`](super::chain) do. All errors are the driver's fault and end in "needs reset".
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+
+use super::chain::Chain;
+use super::device::Progress;
+use super::interrupt::QueueInterrupt;
+use crate::memory::GuestMemory;
+
+/// Features every device has by its rings and its age (virtio 1.2 §6).
+pub const RING_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// How a driver broke the rules of a queue.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum QueueError {
+    #[error("Queue size {size} is not a power of two from 1 to {max}")]
+    Size { size: u32, max: u16 },
+    #[error("{area} at guest address {address:#x} is not aligned to {align} bytes")]
+    Alignment {
+        area: &'static str,
+        address: u64,
+        align: u64,
+    },
+    #[error("{area} of {len:#x} bytes at guest address {address:#x} is not in guest memory")]
+    AreaOutsideMemory {
+        area: &'static str,
+        address: u64,
+        len: u64,
+    },
+    #[error("Available index {index} is more than the queue size {size} ahead of {next}")]
+    AvailableIndex { index: u16, next: u16, size: u16 },
+    #[error("Chain head {head} is outside the queue of {size} descriptors")]
+    HeadOutsideQueue { head: u16, size: u16 },
+    #[error("Chain head {head} was made available again while still in flight")]
+    DuplicateHead { head: u16 },
+    #[error("Chain {head} loops: it is longer than its descriptor table")]
+    ChainLoops { head: u16 },
+    #[error("Chain {head} goes to descriptor {index} of a table of {entries}")]
+    NextOutsideTable { head: u16, index: u32, entries: u32 },
+    #[error("Chain {head} has a buffer of {len:#x} bytes at {address:#x}, not in guest memory")]
+    BufferOutsideMemory { head: u16, address: u64, len: u32 },
+    #[error("Chain {head} has an empty buffer")]
+    EmptyBuffer { head: u16 },
+    #[error("Chain {head} has a readable buffer after a writable one")]
+    ReadableAfterWritable { head: u16 },
+    #[error("Chain {head} holds 4 GiB or more")]
+    ChainTooLarge { head: u16 },
+    #[error("Chain {head} has an indirect table where none is allowed")]
+    UnexpectedIndirect { head: u16 },
+    #[error("Chain {head} has an indirect table of {len} bytes, not 1 to {max} descriptors")]
+    IndirectTableLength { head: u16, len: u32, max: u32 },
+    #[error("Chain {head} is not a request of this device: {what}")]
+    Request { head: u16, what: &'static str },
+    #[error("Queue memory cannot be accessed")]
+    Memory(#[source] GuestMemoryError),
+    #[error("Queue cannot be used")]
+    Ring(#[source] virtio_queue::Error),
+}
+
+/// What the driver has written to a queue's registers, unchecked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueRegisters {
+    /// Number of descriptors.
+    pub size: u32,
+    /// The driver has finished with the others.
+    pub ready: bool,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring ("driver area").
+    pub available: u64,
+    /// Guest address of the used ring ("device area").
+    pub used: u64,
+}
+
+/// Where a stopped queue stood, to go on from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueState {
+    /// Index of the next entry of the available ring to take.
+    pub next_available: u16,
+    /// Index of the next entry of the used ring to fill.
+    pub next_used: u16,
+}
+
+/// A running queue, as a device holds it.
+pub struct Virtqueue {
+    ring: Queue,
+    memory: Arc<GuestMemory>,
+    interrupt: QueueInterrupt,
+    indirect: bool,
+    /// The available index when it was last read: entries up to it need no new look.
+    available: u16,
+    /// One bit for each head the device has taken and not given back.
+    in_flight: Box<[u64]>,
+}
+
+impl Virtqueue {
+    /// Checks `registers` and makes a queue of at most `max_size` descriptors of them that starts anew,
+    /// or where `state` says.
+    pub fn new(
+        registers: &QueueRegisters,
+        max_size: u16,
+        features: u64,
+        memory: Arc<GuestMemory>,
+        interrupt: QueueInterrupt,
+        state: Option<QueueState>,
+    ) -> Result<Self, QueueError> {
+        let size = u16::try_from(registers.size)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max_size)
+            .ok_or(QueueError::Size {
+                size: registers.size,
+                max: max_size,
+            })?;
+        let entries = u64::from(size);
+        // Lengths and alignments: virtio 1.2 §2.7. The rings end in their event index.
+        for (area, address, len, align) in [
+            ("Descriptor table", registers.descriptors, 16 * entries, 16),
+            ("Available ring", registers.available, 6 + 2 * entries, 2),
+            ("Used ring", registers.used, 6 + 8 * entries, 4),
+        ] {
+            if address % align != 0 {
+                return Err(QueueError::Alignment {
+                    area,
+                    address,
+                    align,
+                });
+            }
+            let in_memory = usize::try_from(len).is_ok_and(|len| {
+                GuestMemoryBackend::check_range(&*memory, GuestAddress(address), len)
+            });
+            if !in_memory {
+                return Err(QueueError::AreaOutsideMemory { area, address, len });
+            }
+        }
+
+        let state = state.unwrap_or_default();
+        let mut ring = Queue::new(max_size).map_err(QueueError::Ring)?;
+        ring.try_set_size(size).map_err(QueueError::Ring)?;
+        ring.try_set_desc_table_address(GuestAddress(registers.descriptors))
+            .map_err(QueueError::Ring)?;
+        ring.try_set_avail_ring_address(GuestAddress(registers.available))
+            .map_err(QueueError::Ring)?;
+        ring.try_set_used_ring_address(GuestAddress(registers.used))
+            .map_err(QueueError::Ring)?;
+        ring.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        ring.set_next_avail(state.next_available);
+        ring.set_next_used(state.next_used);
+        ring.set_ready(true);
+        Ok(Self {
+            ring,
+            memory,
+            interrupt,
+            indirect: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
+            available: state.next_available,
+            in_flight: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
+        })
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The memory the queue and its buffers lie in.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Where the queue stands.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            next_available: self.ring.next_avail(),
+            next_used: self.ring.next_used(),
+        }
+    }
+
+    /// Takes the next request into `chain`. `false` where there is none.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        let (next, size) = (self.ring.next_avail(), self.ring.size());
+        if next == self.available {
+            // Acquire: what the driver wrote before it moved the index is visible after this.
+            let index = self.ring.avail_idx(&*self.memory, Ordering::Acquire);
+            let index = index.map_err(QueueError::Ring)?.0;
+            if index.wrapping_sub(next) > size {
+                return Err(QueueError::AvailableIndex { index, next, size });
+            }
+            self.available = index;
+            if next == index {
+                return Ok(false);
+            }
+        }
+        // Both ring and table were found in guest memory at the start, so no sum wraps.
+        let entry = self.ring.avail_ring() + 4 + 2 * u64::from(next % size);
+        let head: u16 = self
+            .memory
+            .load(GuestAddress(entry), Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(QueueError::Memory)?;
+        if head >= size {
+            return Err(QueueError::HeadOutsideQueue { head, size });
+        }
+        let (word, bit) = in_flight_bit(head);
+        if self.in_flight[word] & bit != 0 {
+            return Err(QueueError::DuplicateHead { head });
+        }
+        let table = GuestAddress(self.ring.desc_table());
+        chain.load(&self.memory, table, size, head, self.indirect)?;
+        self.in_flight[word] |= bit;
+        self.ring.set_next_avail(next.wrapping_add(1));
+        Ok(true)
+    }
+
+    /// Gives the request with this `head` back to the driver, with `written` bytes in its writable
+    /// buffers. The driver is not interrupted yet: see [`signal_used`](Self::signal_used).
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        let size = self.ring.size();
+        if head >= size {
+            return Err(QueueError::HeadOutsideQueue { head, size });
+        }
+        let (word, bit) = in_flight_bit(head);
+        self.in_flight[word] &= !bit;
+        self.ring
+            .add_used(&*self.memory, head, written)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Interrupts the driver if it asked for it, once for all requests completed since the last call.
+    pub fn signal_used(&mut self) -> Result<(), QueueError> {
+        let event = self
+            .ring
+            .needs_notification(&*self.memory)
+            .map_err(QueueError::Ring)?;
+        if event && !self.interrupts_masked()? {
+            self.interrupt.signal();
+        }
+        Ok(())
+    }
+
+    /// Without event indices a driver masks interrupts by a flag (virtio 1.2 §2.7.7).
+    fn interrupts_masked(&self) -> Result<bool, QueueError> {
+        if self.ring.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = GuestAddress(self.ring.avail_ring());
+        let flags: u16 = self
+            .memory
+            .load(flags, Ordering::Relaxed)
+            .map_err(QueueError::Memory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+    }
+
+    /// Serves requests one after the other, each with `handle`, which returns the bytes it wrote.
+    ///
+    /// At most one queue's worth is served in a call, so that a driver that never stops cannot keep
+    /// the thread from its other devices. The driver rings only once the queue was found empty, and
+    /// is interrupted only at the end: one exit and one interrupt for a whole batch.
+    pub fn serve(
+        &mut self,
+        chain: &mut Chain,
+        mut handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<u32, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        let memory = self.memory.clone();
+        let mut budget = self.ring.size();
+        let mut completed = false;
+        self.ring
+            .disable_notification(&*memory)
+            .map_err(QueueError::Ring)?;
+        let progress = loop {
+            if budget == 0 {
+                break Progress::More;
+            }
+            if self.pop(chain)? {
+                let written = handle(&memory, chain)?;
+                self.complete(chain.head(), written)?;
+                completed = true;
+                budget -= 1;
+            } else if !self
+                .ring
+                .enable_notification(&*memory)
+                .map_err(QueueError::Ring)?
+            {
+                break Progress::Idle;
+            }
+        };
+        if completed {
+            self.signal_used()?;
+        }
+        Ok(progress)
+    }
+}
+
+/// Word and bit of `head` in the bitmap of requests in flight.
+fn in_flight_bit(head: u16) -> (usize, u64) {
+    (usize::from(head / 64), 1 << (head % 64))
+}
