@@ -4,10 +4,14 @@
 //! handing it to a transport; the transport's [`worker`](mmio::MmioTransport::worker) goes to the
 //! event loop of a device thread.
 
+pub mod block;
 pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod rng;
 pub mod state;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod worker;
