@@ -1,1 +1,9 @@
-//! Placeholder.
+//! What Daruma measures of itself, in virtual time: the machine's clock counts instructions
+//! (1 instruction = 1 ns), so that a number means the same on every computer, and a peer measured
+//! in the same run gives the ratio.
+
+pub mod chain;
+pub mod metric;
+pub mod start;
+
+pub use metric::Metric;

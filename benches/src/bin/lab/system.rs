@@ -1,0 +1,73 @@
+//! The few system calls that PID 1 needs.
+
+#![expect(
+    unsafe_code,
+    reason = "mount(2) and reboot(2) have no safe wrapper in std"
+)]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+
+use anyhow::{Context, Result};
+
+/// Mounts what a VMM needs: proc, sys, dev, run, and the peers' disk if there is one.
+pub fn mount_all() -> Result<()> {
+    for (kind, source, target) in [
+        ("proc", "proc", "/proc"),
+        ("sysfs", "sys", "/sys"),
+        ("devtmpfs", "dev", "/dev"),
+        ("tmpfs", "run", "/run"),
+    ] {
+        mount(kind, source, target)?;
+    }
+    if fs::exists("/dev/vda")? {
+        mount("ext4", "/dev/vda", "/peer")?;
+    }
+    Ok(())
+}
+
+fn mount(kind: &str, source: &str, target: &str) -> Result<()> {
+    fs::create_dir_all(target)?;
+    let flags = if kind == "ext4" { libc::MS_RDONLY } else { 0 };
+    let [source_c, target_c, kind_c] = [source, target, kind].map(CString::new);
+    let (source_c, target_c, kind_c) = (source_c?, target_c?, kind_c?);
+    // SAFETY: the three strings are NUL-terminated and outlive the call; `data` may be null.
+    let result = unsafe {
+        libc::mount(
+            source_c.as_ptr(),
+            target_c.as_ptr(),
+            kind_c.as_ptr(),
+            flags,
+            std::ptr::null(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("Cannot mount {source} ({kind}) on {target}"));
+    }
+    Ok(())
+}
+
+/// Microseconds of CLOCK_MONOTONIC, the clock of `--start-time-us`.
+pub fn monotonic_us() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a valid timespec to write to.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
+}
+
+/// Powers the machine off, or resets it where that is impossible.
+pub fn power_off() -> ! {
+    for command in [libc::RB_POWER_OFF, libc::RB_AUTOBOOT] {
+        // SAFETY: reboot(2) with a plain command takes no pointer.
+        unsafe { libc::reboot(command) };
+    }
+    loop {
+        std::thread::park();
+    }
+}

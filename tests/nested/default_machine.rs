@@ -1,0 +1,126 @@
+//! The default machine: three guests at once, their consoles, their falls, their disks.
+
+use anyhow::{Result, ensure};
+use tests::qemu::Builder;
+use tests::{Console, Image, Qemu};
+
+use crate::CHORD;
+
+fn boot(image: &Image, disk: &std::path::Path) -> Result<Qemu> {
+    let mut machine = Builder::rom(&image.path("daruma.rom"))
+        .disk(disk, true)
+        .boot()?;
+    machine.console.expect_all(&[
+        "daruma: pocket: ready: ",
+        "daruma: clock: ready: ",
+        "daruma: debian: ready: ",
+    ])?;
+    Ok(machine)
+}
+
+fn view(console: &mut Console, guest: u32) -> Result<()> {
+    console.send(&format!("{CHORD}{guest}"))
+}
+
+/// Logs in to the guest on screen, and waits for its shell.
+fn log_in(console: &mut Console, password: Option<&str>) -> Result<()> {
+    console.send("\r")?;
+    console.expect("login:")?;
+    console.send("root\r")?;
+    if let Some(password) = password {
+        console.expect("assword:")?;
+        console.send(&format!("{password}\r"))?;
+    }
+    console.expect("# ")?;
+    Ok(())
+}
+
+#[test]
+fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let disk = image.private_disk(folder.path())?;
+
+    let mut machine = boot(&image, &disk)?;
+    let console = &mut machine.console;
+
+    // All three are alive at the same time, by the host's own account.
+    console.send("list\r")?;
+    console.expect_all(&["pocket", "debian", "clock"])?;
+
+    // A login works, and Ctrl-C reaches the guest and nothing else.
+    view(console, 2)?;
+    log_in(console, Some("daruma"))?;
+    console.send("sleep 100000\r")?;
+    console.send("\u{3}")?;
+    console.expect("# ")?;
+    console.send("echo kept-$((6*7)) > /root/proof; sync; cat /root/proof\r")?;
+    console.expect("kept-42")?;
+
+    // What a guest says in the background is kept and shown on return.
+    view(console, 1)?;
+    log_in(console, None)?;
+    console.send("(sleep 3; echo spoken-$((40+2))-behind) &\r")?;
+    view(console, 0)?;
+
+    // Killing one VMM restarts its guest and leaves the others untouched.
+    console.send("kill clock\r")?;
+    let (_, until_ready) = console.expect_any(&["daruma: clock: ready: "])?;
+    ensure!(
+        until_ready.contains("daruma: clock: starting"),
+        "no restart in: {until_ready}"
+    );
+    for other in ["pocket", "debian"] {
+        ensure!(
+            !until_ready.contains(&format!("daruma: {other}:")),
+            "{other} fell: {until_ready}"
+        );
+    }
+    view(console, 1)?;
+    console.expect("spoken-42-behind")?;
+    console.send("echo alive-$((20+1))\r")?;
+    console.expect("alive-21")?;
+    view(console, 2)?;
+    console.send("echo alive-$((20+2))\r")?;
+    console.expect("alive-22")?;
+
+    // `poweroff` on the host's console shuts every guest down cleanly, then the machine.
+    view(console, 0)?;
+    console.send("poweroff\r")?;
+    console.expect_all(&[
+        "daruma: pocket: stopped",
+        "daruma: clock: stopped",
+        "daruma: debian: stopped",
+    ])?;
+    let (status, _) = machine.wait_off()?;
+    ensure!(status.success(), "QEMU ended with {status}");
+
+    // The same disk again: the file is there, and the screen shows something.
+    let mut machine = boot(&image, &disk)?;
+    let screen = folder.path().join("screen.ppm");
+    machine.monitor(&format!(
+        r#"{{"execute": "screendump", "arguments": {{"filename": {screen:?}}}}}"#
+    ))?;
+    let pixels = std::fs::read(&screen)?;
+    ensure!(
+        pixels.iter().skip(16).any(|byte| *byte != 0),
+        "the screen is black"
+    );
+    let console = &mut machine.console;
+    view(console, 2)?;
+    log_in(console, Some("daruma"))?;
+    console.send("cat /root/proof\r")?;
+    console.expect("kept-42")?;
+    view(console, 0)?;
+
+    // The power button does what `poweroff` does.
+    machine.monitor(r#"{"execute": "system_powerdown"}"#)?;
+    machine.console.expect_all(&[
+        "daruma: pocket: stopped",
+        "daruma: clock: stopped",
+        "daruma: debian: stopped",
+    ])?;
+    let (status, _) = machine.wait_off()?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}

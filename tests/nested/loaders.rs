@@ -1,0 +1,60 @@
+//! The trio — kernel, initramfs, command line — under a loader that is not ours.
+
+use anyhow::{Result, ensure};
+use tests::qemu::Builder;
+use tests::{Image, image};
+
+const MACHINE: &str = r#"
+[machine]
+name = "on-disk"
+
+[[guest]]
+name = "pocket"
+memory = "96M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = { console = "pocket login:" }
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
+"#;
+
+#[test]
+fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree)?;
+    std::fs::write(tree.join("machine.toml"), MACHINE)?;
+    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
+    let rom = image.read("daruma.rom")?;
+    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
+    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
+    let disk = folder.path().join("machine.img");
+    image::ext4(&tree, "daruma", 64, &disk)?;
+
+    let cmdline = String::from_utf8(image.read("cmdline")?)?;
+    let mut machine = Builder::trio(
+        &image.path("bzImage"),
+        &image.path("initramfs"),
+        cmdline.trim(),
+    )
+    .disk(&disk, false)
+    .boot()?;
+    machine.console.expect("daruma: pocket: ready: ")?;
+
+    // Ctrl-Alt-Del on the host's keyboard shuts the guests down, then restarts the machine
+    // (which ends QEMU here).
+    machine.monitor(
+        r#"{"execute": "send-key", "arguments": {"keys": [
+            {"type": "qcode", "data": "ctrl"}, {"type": "qcode", "data": "alt"},
+            {"type": "qcode", "data": "delete"}]}}"#
+            .replace('\n', " ")
+            .as_str(),
+    )?;
+    machine.console.expect("daruma: pocket: stopped")?;
+    let (status, _) = machine.wait_off()?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}

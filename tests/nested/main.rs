@@ -1,0 +1,9 @@
+//! What real guests show of the real ROM, nested: every test here boots a machine.
+
+mod bad_guests;
+mod bad_roms;
+mod default_machine;
+mod loaders;
+
+/// The console's prefix key, Ctrl-].
+const CHORD: char = '\u{1d}';

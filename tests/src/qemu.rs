@@ -1,0 +1,246 @@
+//! One machine under QEMU: how it is started, its console, its power button and its end.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::console::HUNG;
+use crate::{Console, record};
+
+/// Which clock the machine has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// Real time: as fast as this computer runs it, on two CPUs.
+    Wall,
+    /// Virtual time: one CPU whose clock counts instructions, 1 instruction = 1 ns.
+    Virtual,
+}
+
+/// What to boot.
+enum Source {
+    Rom(PathBuf),
+    Trio {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        cmdline: String,
+    },
+}
+
+/// A machine that has not been started yet.
+pub struct Builder {
+    source: Source,
+    memory_mib: u32,
+    clock: Clock,
+    extra: Vec<OsString>,
+}
+
+/// A running machine. Dropping it kills it and writes its record.
+pub struct Qemu {
+    child: Child,
+    /// The host's serial console (COM1).
+    pub console: Console,
+    monitor: UnixStream,
+    accelerator: &'static str,
+    /// Holds the monitor's socket.
+    _folder: tempfile::TempDir,
+}
+
+/// Whether this computer can lend hardware virtualization to a nested host.
+fn hardware_nesting() -> bool {
+    ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
+            .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    })
+}
+
+impl Builder {
+    /// A machine that boots `rom` from the reset vector.
+    pub fn rom(rom: &Path) -> Self {
+        Self::new(Source::Rom(rom.to_owned()))
+    }
+
+    /// A machine whose firmware loads a kernel, an initramfs and a command line.
+    pub fn trio(kernel: &Path, initramfs: &Path, cmdline: &str) -> Self {
+        Self::new(Source::Trio {
+            kernel: kernel.to_owned(),
+            initramfs: initramfs.to_owned(),
+            cmdline: cmdline.to_owned(),
+        })
+    }
+
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            memory_mib: 3072,
+            clock: Clock::Wall,
+            extra: Vec::new(),
+        }
+    }
+
+    /// Memory of the machine in MiB; 3072 if not set.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// The machine's clock; wall time if not set.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Attaches a raw image as a virtio disk. With `keep`, what the machine writes stays in it.
+    pub fn disk(self, image: &Path, keep: bool) -> Self {
+        let snapshot = if keep { "off" } else { "on" };
+        let mut drive = OsString::from(format!("format=raw,if=virtio,snapshot={snapshot},file="));
+        drive.push(image);
+        self.args(["-drive".into(), drive])
+    }
+
+    /// Further arguments for QEMU.
+    pub fn args(mut self, args: impl IntoIterator<Item = OsString>) -> Self {
+        self.extra.extend(args);
+        self
+    }
+
+    /// Starts the machine.
+    pub fn boot(self) -> Result<Qemu> {
+        let folder = tempfile::tempdir()?;
+        let socket = folder.path().join("monitor");
+        let mut command = Command::new("qemu-system-x86_64");
+        let accelerator = match (self.clock, hardware_nesting()) {
+            (Clock::Virtual, _) => {
+                command.args(["-accel", "tcg,thread=single"]);
+                command.args(["-icount", "shift=0,sleep=off", "-smp", "1"]);
+                "tcg-icount"
+            }
+            (Clock::Wall, true) => {
+                command.args(["-accel", "kvm", "-smp", "2"]);
+                "kvm"
+            }
+            (Clock::Wall, false) => {
+                command.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
+                "tcg"
+            }
+        };
+        let cpu = if accelerator == "kvm" {
+            "host"
+        } else {
+            "EPYC,+svm,+npt"
+        };
+        command
+            .args(["-M", "q35", "-cpu", cpu, "-m", &self.memory_mib.to_string()])
+            .args(["-display", "none", "-serial", "stdio", "-no-reboot"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+        match &self.source {
+            Source::Rom(rom) => {
+                command.arg("-bios").arg(rom);
+            }
+            Source::Trio {
+                kernel,
+                initramfs,
+                cmdline,
+            } => {
+                command
+                    .arg("-kernel")
+                    .arg(kernel)
+                    .arg("-initrd")
+                    .arg(initramfs);
+                command.args(["-append", cmdline]);
+            }
+        }
+        let mut child = command
+            .args(&self.extra)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context(
+                "Cannot start qemu-system-x86_64; `cargo xtask doctor` says what is missing",
+            )?;
+        let output = child.stdout.take().context("QEMU has no standard output")?;
+        let input = child.stdin.take().context("QEMU has no standard input")?;
+        let monitor = connect(&socket, &mut child)?;
+        let console = Console::new(output, input);
+        Ok(Qemu {
+            child,
+            console,
+            monitor,
+            accelerator,
+            _folder: folder,
+        })
+    }
+}
+
+/// Connects to QEMU's monitor, which appears a moment after the process.
+fn connect(socket: &Path, child: &mut Child) -> Result<UnixStream> {
+    let deadline = Instant::now() + HUNG;
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                if let Some(status) = child.try_wait()? {
+                    bail!("QEMU ended at once ({status}): its arguments or its image are bad");
+                }
+                if Instant::now() > deadline {
+                    return Err(error).context("QEMU's monitor did not appear");
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+impl Qemu {
+    /// Sends one command of the QEMU Machine Protocol, e.g. `{"execute": "system_powerdown"}`.
+    pub fn monitor(&mut self, command: &str) -> Result<()> {
+        let mut lines = BufReader::new(self.monitor.try_clone()?).lines();
+        for request in [r#"{"execute": "qmp_capabilities"}"#, command] {
+            self.monitor.write_all(request.as_bytes())?;
+            loop {
+                let answer = lines.next().context("QEMU closed its monitor")??;
+                // A second `qmp_capabilities` is refused, which is as good as agreed.
+                if answer.contains("\"return\"") || answer.contains("CommandNotFound") {
+                    break;
+                }
+                if answer.contains("\"error\"") {
+                    bail!("QEMU refused {request}: {answer}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the machine has powered itself off; returns everything its console said.
+    pub fn wait_off(mut self) -> Result<(ExitStatus, String)> {
+        let text = self.console.wait_closed()?;
+        let status = self.child.wait()?;
+        Ok((status, text))
+    }
+
+    /// Pulls the plug: the machine ends at this instant, with nothing flushed.
+    pub fn pull_plug(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let transcript = self.console.transcript();
+        if !transcript.is_empty() {
+            record::boot(self.accelerator, &transcript).expect("the record can be written");
+        }
+    }
+}
