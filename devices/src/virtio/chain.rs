@@ -189,9 +189,9 @@ impl Chain {
         let mut index = u32::from(head);
         let mut left = table.entries;
         loop {
+            let descriptor = table.read(memory, index, head)?;
             // A chain that uses more descriptors than its table has uses one of them twice: a loop.
             left = left.checked_sub(1).ok_or(QueueError::ChainLoops { head })?;
-            let descriptor = table.read(memory, index, head)?;
             if descriptor.refers_to_indirect_table() {
                 if !indirect || table.indirect || descriptor.has_next() {
                     return Err(QueueError::UnexpectedIndirect { head });

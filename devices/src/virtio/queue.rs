@@ -307,3 +307,6 @@ impl Virtqueue {
 fn in_flight_bit(head: u16) -> (usize, u64) {
     (usize::from(head / 64), 1 << (head % 64))
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,3 +89,6 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {}
 }
+
+#[cfg(test)]
+mod tests;

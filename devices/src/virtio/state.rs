@@ -455,3 +455,6 @@ fn set_low(target: &mut u64, value: u32) {
 fn set_high(target: &mut u64, value: u32) {
     *target = join(low(*target), value);
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,12 +77,11 @@ impl Disk {
         let request = Request::parse(memory, chain, len, read_only)?;
         let room = chain.writable.len();
         let (status, filled) = match request.operation {
-            Ok(Operation::GetId) => (Status::Ok, self.get_id(memory, chain)?),
             Ok(operation) => match self.run(operation, memory, chain)? {
-                Ok(()) => (Status::Ok, room),
+                Ok(filled) => (Status::Ok, filled),
                 Err(error) => {
-                    self.failures
-                        .warn(format_args!("Disk failed on {operation:?}: {error}"));
+                    let what = format_args!("Disk failed on {operation:?}: {error}");
+                    self.failures.warn(what);
                     (Status::IoError, 0)
                 }
             },
@@ -96,27 +95,29 @@ impl Disk {
         Ok(filled + u32::from(filled == room))
     }
 
+    /// Runs `operation` on the data buffers of `chain` and returns how many bytes of them it filled.
     fn run(
         &mut self,
         operation: Operation,
         memory: &GuestMemory,
-        chain: &Chain,
-    ) -> Result<io::Result<()>, QueueError> {
+        chain: &mut Chain,
+    ) -> Result<io::Result<u32>, QueueError> {
         Ok(match operation {
-            Operation::Read { offset } => self
-                .backend
-                .read_at(offset, &chain.writable.slices(memory)?),
+            Operation::Read { offset } => {
+                let buffers = chain.writable.slices(memory)?;
+                let read = self.backend.read_at(offset, &buffers);
+                read.map(|()| chain.writable.len())
+            }
             Operation::Write { offset } => {
-                match self
-                    .backend
-                    .write_at(offset, &chain.readable.slices(memory)?)
-                {
+                let buffers = chain.readable.slices(memory)?;
+                let written = match self.backend.write_at(offset, &buffers) {
                     Ok(()) if self.write_through => self.backend.flush(),
                     written => written,
-                }
+                };
+                written.map(|()| 0)
             }
-            Operation::Flush => self.backend.flush(),
-            Operation::GetId => Ok(()),
+            Operation::Flush => self.backend.flush().map(|()| 0),
+            Operation::GetId => Ok(self.get_id(memory, chain)?),
         })
     }
 
@@ -175,3 +176,6 @@ impl VirtioDevice for Block {
         self.disk.write_through = true;
     }
 }
+
+#[cfg(test)]
+mod tests;
