@@ -1,1 +1,35 @@
-//! Placeholder.
+//! One guest in one process: memory, vCPUs, interrupt controller, boot protocols, and the loop around them.
+//!
+//! ```text
+//!   cli ──► config::firecracker ──► config::VmConfig
+//!    │                                   │
+//!    ▼                                   ▼
+//!   machine::Machine ── memory ── vm (KVM) ── boot ── acpi ── platform (legacy devices) ── virtio (MMIO devices)
+//!    │         │
+//!    │         └─► vcpu threads ──ports, MMIO──► devices
+//!    ▼
+//!   event thread: device queues, serial input, control socket ──► latch::ExitLatch ──► exit::ExitReason
+//! ```
+//!
+//! The process ends with its guest. What it knows of the world outside is the configuration, standard input and output
+//! (the guest's serial port), standard error (the log), and the control socket of its parent.
+
+pub mod acpi;
+pub mod boot;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod cpu;
+pub mod events;
+pub mod exit;
+pub mod latch;
+pub mod layout;
+mod logger;
+pub mod machine;
+pub mod memory;
+mod platform;
+mod terminal;
+pub mod vcpu;
+mod virtio;
+pub mod vm;

@@ -1,0 +1,163 @@
+//! ACPI tables of a hardware-reduced platform (ACPI 6.5), in guest memory.
+
+mod dsdt;
+mod fadt;
+mod madt;
+
+use acpi_tables::Aml;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::boot::cmdline::MmioDevice;
+use crate::layout::{ACPI, ACPI_END};
+use crate::memory::GuestMemory;
+
+/// Who made the tables.
+const OEM: [u8; 6] = *b"DARUMA";
+/// Which tables.
+const OEM_TABLE: [u8; 8] = *b"DARUMAVM";
+/// Which version of them.
+const OEM_REVISION: u32 = 1;
+/// Tables start at multiples of this.
+const TABLE_ALIGNMENT: usize = 16;
+
+/// I/O port of sleep control, sleep status and reset.
+pub const POWER_PORT: u16 = 0x600;
+/// I/O port of the generic event device.
+pub const GED_PORT: u16 = 0x604;
+
+/// Why the tables could not be made.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant describes it and its values"
+)]
+pub enum AcpiError {
+    #[error("The ACPI tables are {size} bytes, {room} are reserved for them")]
+    TooLarge { size: usize, room: u64 },
+    #[error("Cannot write the ACPI tables at {address:#x} in guest memory")]
+    Write {
+        address: u64,
+        #[source]
+        source: vm_memory::GuestMemoryError,
+    },
+}
+
+/// Writes all tables and returns the address of their root, the RSDP.
+pub fn write(memory: &GuestMemory, vcpus: u8, devices: &[MmioDevice]) -> Result<u64, AcpiError> {
+    let bytes = build(vcpus, devices);
+    let room = ACPI_END - ACPI;
+    if bytes.len() as u64 > room {
+        return Err(AcpiError::TooLarge {
+            size: bytes.len(),
+            room,
+        });
+    }
+    memory
+        .write_slice(&bytes, GuestAddress(ACPI))
+        .map_err(|source| AcpiError::Write {
+            address: ACPI,
+            source,
+        })?;
+    Ok(ACPI)
+}
+
+/// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, XSDT.
+fn build(vcpus: u8, devices: &[MmioDevice]) -> Vec<u8> {
+    // The RSDP comes first and points to the XSDT, which comes last: its place is known when the rest is there.
+    let mut bytes = vec![0; Rsdp::len()];
+    let dsdt = append(&mut bytes, &dsdt::build(vcpus, devices));
+    let fadt = append(&mut bytes, &fadt::build(dsdt));
+    let madt = append(&mut bytes, &madt::build(vcpus));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = append(&mut bytes, &xsdt);
+    let mut rsdp = Vec::with_capacity(Rsdp::len());
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    bytes
+}
+
+/// Puts a table behind the others and returns its guest address.
+fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
+    bytes.resize(bytes.len().next_multiple_of(TABLE_ALIGNMENT), 0);
+    let address = ACPI + bytes.len() as u64;
+    table.to_aml_bytes(bytes);
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICES: [MmioDevice; 2] = [
+        MmioDevice {
+            address: 0xd000_1000,
+            size: 4096,
+            irq: 16,
+        },
+        MmioDevice {
+            address: 0xd000_2000,
+            size: 4096,
+            irq: 17,
+        },
+    ];
+
+    fn u32_at(bytes: &[u8], offset: usize) -> usize {
+        u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap()) as usize
+    }
+
+    fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+    }
+
+    fn table(bytes: &[u8], address: u64) -> &[u8] {
+        let start = usize::try_from(address - ACPI).unwrap();
+        &bytes[start..start + u32_at(bytes, start + 4)]
+    }
+
+    /// Follows the pointers as a guest does.
+    fn tables(bytes: &[u8]) -> Vec<&[u8]> {
+        assert_eq!(&bytes[..8], b"RSD PTR ");
+        let xsdt = table(bytes, u64_at(bytes, 24));
+        let mut found = vec![xsdt];
+        for entry in xsdt[36..].chunks_exact(8) {
+            let child = table(bytes, u64_at(entry, 0));
+            found.push(child);
+            if &child[..4] == b"FACP" {
+                found.push(table(bytes, u64_at(child, 140)));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_table_is_found_and_sums_to_zero() {
+        for vcpus in [1, 2, 32] {
+            let bytes = build(vcpus, &DEVICES);
+            let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            assert_eq!(sum(&bytes[..20]), 0);
+            assert_eq!(sum(&bytes[..36]), 0);
+            let tables = tables(&bytes);
+            let names: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
+            assert_eq!(names, [b"XSDT", b"FACP", b"DSDT", b"APIC"]);
+            for table in tables {
+                assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(&table[..4]));
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_guest_fits_into_the_reserved_area() {
+        let devices = crate::layout::VIRTIO_IRQS
+            .map(|irq| MmioDevice {
+                address: 0xd000_1000,
+                size: 4096,
+                irq,
+            })
+            .to_vec();
+        assert!((build(32, &devices).len() as u64) < ACPI_END - ACPI);
+    }
+}

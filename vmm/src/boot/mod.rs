@@ -1,0 +1,144 @@
+//! From files on the host to a guest that can execute its first instruction.
+//!
+//! The format of a kernel image is told by its content. An ELF image that has a PVH entry is started through it unless
+//! the configuration says otherwise: PVH needs no page tables of ours, and Firecracker does the same. A bzImage is
+//! started at its 64-bit entry.
+
+pub mod bzimage;
+pub mod cmdline;
+pub mod elf;
+mod error;
+pub mod initrd;
+mod memory_map;
+pub mod paging;
+pub mod pvh;
+pub mod zero_page;
+
+pub use error::BootError;
+pub use memory_map::{Kind, MemoryRange, memory_map};
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use linux_loader::loader::bootparam::setup_header;
+
+use crate::config::{BootConfig, BootProtocol};
+use crate::memory::{self, GuestMemory};
+
+/// Where and how the boot vCPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// 32-bit protected mode without paging, `EBX` = start info (PVH).
+    Pvh {
+        /// Physical address of the first instruction.
+        rip: u64,
+    },
+    /// 64-bit mode with an identity mapping, `RSI` = zero page (Linux x86 boot protocol).
+    Linux64 {
+        /// Physical address of the first instruction.
+        rip: u64,
+    },
+}
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub struct LoadedKernel {
+    /// How to start it.
+    pub entry: Entry,
+    /// First byte of memory above it that is free.
+    pub end: u64,
+    /// The setup header of a bzImage.
+    pub setup_header: Option<setup_header>,
+    /// The highest address an initrd may end at (exclusive).
+    pub initrd_limit: u64,
+}
+
+/// Loads kernel, initrd and command line, writes the structures that the kernel reads at its entry, and says where
+/// that entry is. `rsdp` is the guest address of ACPI's root pointer.
+pub fn load(
+    memory: &GuestMemory,
+    config: &BootConfig,
+    cmdline: &str,
+    rsdp: Option<u64>,
+) -> Result<Entry, BootError> {
+    let low_ram = memory::low_ram(memory);
+    let kernel = load_kernel(memory, &config.kernel, config.protocol)?;
+    let initrd = match &config.initrd {
+        Some(path) => Some(initrd::load(
+            memory,
+            path,
+            kernel.end,
+            low_ram.min(kernel.initrd_limit),
+        )?),
+        None => None,
+    };
+    cmdline::write(memory, cmdline)?;
+    let map = memory_map(memory);
+    match kernel.entry {
+        Entry::Pvh { .. } => pvh::write(memory, &map, initrd, rsdp)?,
+        Entry::Linux64 { .. } => {
+            zero_page::write(
+                memory,
+                &map,
+                kernel.setup_header,
+                initrd,
+                cmdline.len(),
+                rsdp,
+            )?;
+            paging::write(memory)?;
+        }
+    }
+    Ok(kernel.entry)
+}
+
+fn load_kernel(
+    memory: &GuestMemory,
+    path: &Path,
+    protocol: BootProtocol,
+) -> Result<LoadedKernel, BootError> {
+    let mut file = open(path)?;
+    let size = file
+        .metadata()
+        .map_err(|source| BootError::read(path, source))?
+        .len();
+    // Enough of the file to tell every format apart, in one read.
+    let mut head = Vec::with_capacity(bzimage::HEADER_END);
+    (&mut file)
+        .take(bzimage::HEADER_END as u64)
+        .read_to_end(&mut head)
+        .map_err(|source| BootError::read(path, source))?;
+    if elf::is_elf(&head) {
+        elf::load(memory, path, &mut file, size, protocol)
+    } else if bzimage::is_bzimage(&head) {
+        bzimage::load(memory, path, &mut file, size, &head, protocol)
+    } else {
+        Err(BootError::UnknownFormat {
+            path: path.into(),
+            size,
+            head: head.iter().take(4).copied().collect(),
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<File, BootError> {
+    let file = File::open(path).map_err(|source| BootError::Open {
+        path: path.into(),
+        source,
+    })?;
+    let kind = file
+        .metadata()
+        .map_err(|source| BootError::read(path, source))?
+        .file_type();
+    if !kind.is_file() {
+        return Err(BootError::NotAFile { path: path.into() });
+    }
+    Ok(file)
+}
+
+/// Reads exactly `buffer` at `offset`; the caller has checked the file's size.
+fn read_at(file: &File, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
+    file.read_exact_at(buffer, offset)
+        .map_err(|source| BootError::read(path, source))
+}

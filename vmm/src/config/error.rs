@@ -1,0 +1,70 @@
+//! What can be wrong with a configuration.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant describes it and its values"
+)]
+pub enum ConfigError {
+    #[error("Cannot read the configuration file {path}", path = .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("The configuration file {path} is {size} bytes, permitted are {max}", path = .path.display())]
+    FileTooLarge { path: PathBuf, size: u64, max: u64 },
+    #[error("The configuration file {path} cannot be understood", path = .path.display())]
+    Json {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{field} is {value}, permitted are {min} to {max} {unit}")]
+    OutOfRange {
+        field: &'static str,
+        value: i64,
+        min: i64,
+        max: i64,
+        unit: &'static str,
+    },
+    #[error("{field} is empty")]
+    Empty { field: &'static str },
+    #[error("{what} is not supported yet: remove it from the configuration")]
+    NotSupportedYet { what: &'static str },
+    #[error("{field} is \"{value}\", permitted are {permitted}")]
+    UnknownWord {
+        field: &'static str,
+        value: String,
+        permitted: &'static str,
+    },
+    #[error("The kernel command line is {length} bytes, permitted are {max}")]
+    CmdlineTooLong { length: usize, max: usize },
+    #[error(
+        "The kernel command line has the byte {byte:#04x} at position {position}, permitted is printable ASCII"
+    )]
+    CmdlineCharacter { position: usize, byte: u8 },
+    #[error("drive_id is \"{id}\", permitted are 1 to {max} letters, digits, \"_\" and \"-\"")]
+    BadDriveId { id: String, max: usize },
+    #[error("Two drives are named \"{id}\"")]
+    DuplicateDrive { id: String },
+    #[error("Drives \"{first}\" and \"{second}\" are both root devices, permitted is one")]
+    TwoRootDrives { first: String, second: String },
+    #[error(
+        "Drives \"{first}\" and \"{second}\" share {path} and one of them writes: make both read-only or give each its own image",
+        path = .path.display()
+    )]
+    DriveSharedForWriting {
+        first: String,
+        second: String,
+        path: PathBuf,
+    },
+    #[error(
+        "{devices} virtio devices, permitted are {max}: every device needs an interrupt line of its own"
+    )]
+    TooManyDevices { devices: usize, max: usize },
+}

@@ -1,0 +1,72 @@
+//! What one guest is made of, as typed and checked values.
+//!
+//! These types know no file format. [`firecracker`] reads them from Firecracker's JSON; an API can fill them from
+//! requests.
+
+mod boot;
+mod drive;
+mod error;
+pub mod firecracker;
+mod limits;
+
+pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
+pub use drive::{DriveConfig, DriveId};
+pub use error::ConfigError;
+pub use limits::{MemorySize, VcpuCount};
+
+use crate::layout;
+
+/// Most virtio devices one guest can have: one interrupt line each.
+pub const MAX_VIRTIO_DEVICES: usize = layout::VIRTIO_IRQS.len();
+
+/// Everything that is needed to build one guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Number of virtual CPUs.
+    pub vcpus: VcpuCount,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Kernel, initrd and command line.
+    pub boot: BootConfig,
+    /// Disks, in the order in which the guest sees them.
+    pub drives: Vec<DriveConfig>,
+    /// Whether the guest has a virtio entropy device.
+    pub entropy: bool,
+}
+
+impl VmConfig {
+    /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
+    /// is written through two drives.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let devices = self.drives.len() + usize::from(self.entropy);
+        if devices > MAX_VIRTIO_DEVICES {
+            return Err(ConfigError::TooManyDevices {
+                devices,
+                max: MAX_VIRTIO_DEVICES,
+            });
+        }
+        for (index, drive) in self.drives.iter().enumerate() {
+            for earlier in &self.drives[..index] {
+                if earlier.id == drive.id {
+                    return Err(ConfigError::DuplicateDrive {
+                        id: drive.id.to_string(),
+                    });
+                }
+                if earlier.path == drive.path && !(earlier.read_only && drive.read_only) {
+                    return Err(ConfigError::DriveSharedForWriting {
+                        first: earlier.id.to_string(),
+                        second: drive.id.to_string(),
+                        path: drive.path.clone(),
+                    });
+                }
+                if earlier.is_root && drive.is_root {
+                    return Err(ConfigError::TwoRootDrives {
+                        first: earlier.id.to_string(),
+                        second: drive.id.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}

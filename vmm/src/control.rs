@@ -1,0 +1,193 @@
+//! What the VMM's parent asks for on the control socket: JSON lines.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::legacy::acpi::{Ged, GedEvent};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::Deserialize;
+
+use crate::exit::ExitReason;
+use crate::latch::ExitLatch;
+
+/// Most bytes of one line: the longest action is a tenth of it.
+const MAX_LINE: usize = 512;
+
+/// One line from the parent.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+enum Action {
+    PowerButton,
+    Stop,
+}
+
+/// Reads actions and carries them out.
+pub struct Control {
+    socket: UnixStream,
+    line: Vec<u8>,
+    /// The rest of an overlong line is being skipped.
+    skipping: bool,
+    ged: Arc<Mutex<Ged>>,
+    latch: Arc<ExitLatch>,
+}
+
+impl Control {
+    /// Actions come from `socket`, which does not block.
+    pub fn new(socket: UnixStream, ged: Arc<Mutex<Ged>>, latch: Arc<ExitLatch>) -> Self {
+        Self {
+            socket,
+            line: Vec::new(),
+            skipping: false,
+            ged,
+            latch,
+        }
+    }
+
+    /// Takes what is there; `false` at the end of the stream.
+    fn pump(&mut self) -> bool {
+        let mut buffer = [0; MAX_LINE];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(length) => {
+                self.take(&buffer[..length]);
+                true
+            }
+            Err(error) => {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                )
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match byte {
+                b'\n' => {
+                    let line = std::mem::take(&mut self.line);
+                    if !std::mem::take(&mut self.skipping) {
+                        self.act(&line);
+                    }
+                }
+                _ if self.skipping => {}
+                _ if self.line.len() == MAX_LINE => {
+                    log::warn!("A control line of more than {MAX_LINE} bytes is ignored");
+                    self.skipping = true;
+                    self.line.clear();
+                }
+                byte => self.line.push(*byte),
+            }
+        }
+    }
+
+    fn act(&self, line: &[u8]) {
+        match serde_json::from_slice(line) {
+            Ok(Action::PowerButton) => {
+                let mut ged = self.ged.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = ged.notify(GedEvent::PowerButton) {
+                    log::error!("The power button cannot be pressed: {error}");
+                }
+            }
+            Ok(Action::Stop) => self.latch.set(ExitReason::Stopped),
+            Err(error) => log::warn!("A control line is ignored: {error}"),
+        }
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.socket, EventSet::IN)) {
+            log::error!("The control socket cannot be served: {error}");
+        }
+    }
+
+    fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
+        // A parent that is gone takes nothing with it: the guest goes on.
+        if !self.pump()
+            && let Err(error) = ops.remove(Events::empty(&self.socket))
+        {
+            log::error!("The control socket cannot be given up: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::bus::BusDevice;
+    use std::io::Write;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    struct World {
+        control: Control,
+        parent: UnixStream,
+    }
+
+    fn world() -> World {
+        let (ours, parent) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let ged = Arc::new(Mutex::new(Ged::new(line)));
+        let latch = Arc::new(ExitLatch::new().unwrap());
+        World {
+            control: Control::new(ours, ged, latch),
+            parent,
+        }
+    }
+
+    fn pressed(world: &World) -> bool {
+        let mut register = [0; 4];
+        world.control.ged.lock().unwrap().read(0, &mut register);
+        register[0] & 1 == 1
+    }
+
+    #[test]
+    fn the_power_button_reaches_the_guest() {
+        let mut world = world();
+        world
+            .parent
+            .write_all(b"{\"action\":\"power-button\"}\n")
+            .unwrap();
+        assert!(world.control.pump());
+        assert!(pressed(&world));
+        assert!(!world.control.latch.is_set());
+    }
+
+    #[test]
+    fn stop_ends_the_run() {
+        let mut world = world();
+        world.parent.write_all(b"{\"action\":").unwrap();
+        world.control.pump();
+        assert!(!world.control.latch.is_set(), "half a line is no action");
+        world.parent.write_all(b"\"stop\"}\n").unwrap();
+        world.control.pump();
+        assert_eq!(world.control.latch.reason(), Some(&ExitReason::Stopped));
+    }
+
+    #[test]
+    fn nonsense_and_overlong_lines_are_skipped() {
+        let mut world = world();
+        let mut text = b"nonsense\n{\"action\":\"explode\"}\n".to_vec();
+        text.extend(vec![b'x'; 3 * MAX_LINE]);
+        text.extend(b"{\"action\":\"stop\"}\n{\"action\":\"power-button\"}\n");
+        world.parent.write_all(&text).unwrap();
+        for _ in 0..8 {
+            world.control.pump();
+        }
+        assert!(
+            !world.control.latch.is_set(),
+            "the end of an overlong line is no action"
+        );
+        assert!(pressed(&world));
+    }
+
+    #[test]
+    fn a_parent_that_is_gone_does_not_end_the_run() {
+        let mut world = world();
+        drop(world.parent);
+        assert!(!world.control.pump());
+        assert!(!world.control.latch.is_set());
+    }
+}

@@ -1,0 +1,278 @@
+//! What a vCPU says about itself: KVM's supported CPUID, with each vCPU's place in the topology written in.
+//!
+//! The guest sees one package with as many cores as it has vCPUs, one thread each, and one last-level cache for all.
+//! The APIC ID is the vCPU's number.
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+
+/// Where a vCPU is among the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The vCPU's number, which is its APIC ID.
+    pub id: u8,
+    /// Number of vCPUs.
+    pub count: u8,
+}
+
+impl Place {
+    /// Bits of an APIC ID that number the cores of the package.
+    fn core_bits(self) -> u32 {
+        u32::from(self.count.max(1))
+            .next_power_of_two()
+            .trailing_zeros()
+    }
+
+    fn apic_id(self) -> u32 {
+        self.id.into()
+    }
+
+    fn cores(self) -> u32 {
+        self.count.max(1).into()
+    }
+}
+
+/// What of the host decides about the guest's CPUID.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// KVM emulates the local APIC timer's TSC-deadline mode.
+    pub tsc_deadline: bool,
+    /// Frequency of the guest's TSC in kHz, if KVM knows it.
+    pub tsc_khz: Option<u32>,
+}
+
+/// Leaf 1 `EBX`: logical processors in the package, initial APIC ID.
+const LEAF1_EBX_COUNT_SHIFT: u32 = 16;
+const LEAF1_EBX_APIC_SHIFT: u32 = 24;
+/// Leaf 1 `ECX` bit 24: TSC-deadline timer. KVM leaves it to the VMM, which knows whether the APIC is KVM's.
+const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1 `ECX` bit 31: a hypervisor is present.
+const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1 `EDX` bit 28: the package has more than one logical processor.
+const LEAF1_EDX_HTT: u32 = 1 << 28;
+/// Leaf 0x8000_0001 `ECX` bit 1: the cores of the package are counted in leaf 1 (AMD).
+const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 0xb: level types.
+const LEVEL_THREAD: u32 = 1;
+const LEVEL_CORE: u32 = 2;
+/// KVM's first paravirtual leaf.
+const KVM_SIGNATURE: u32 = 0x4000_0000;
+/// Frequencies of TSC and local APIC timer (kHz), a convention of hypervisors that some guests read.
+const HYPERVISOR_FREQUENCIES: u32 = 0x4000_0010;
+/// KVM's local APIC timer runs at 1 GHz.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+
+/// Number of this vCPU in the topology leaves; everything else stays what KVM supports.
+pub fn patch(
+    supported: &CpuId,
+    place: Place,
+    host: Host,
+) -> Result<CpuId, vmm_sys_util::fam::Error> {
+    // The topology leaf is written whole; KVM's has the host's numbers in it.
+    let mut entries: Vec<_> = supported
+        .as_slice()
+        .iter()
+        .filter(|entry| !matches!(entry.function, 0xb | 0x1f | HYPERVISOR_FREQUENCIES))
+        .copied()
+        .collect();
+    for entry in &mut entries {
+        patch_entry(entry, place, host);
+    }
+    if supported
+        .as_slice()
+        .iter()
+        .any(|entry| entry.function == 0 && entry.eax >= 0xb)
+    {
+        entries.extend(topology(place));
+    }
+    if let Some(khz) = host.tsc_khz {
+        entries.push(kvm_cpuid_entry2 {
+            function: HYPERVISOR_FREQUENCIES,
+            eax: khz,
+            ebx: APIC_BUS_KHZ,
+            ..Default::default()
+        });
+    }
+    CpuId::from_entries(&entries)
+}
+
+fn patch_entry(entry: &mut kvm_cpuid_entry2, place: Place, host: Host) {
+    match entry.function {
+        0x1 => {
+            entry.ebx &= 0xffff;
+            entry.ebx |= place.cores() << LEAF1_EBX_COUNT_SHIFT;
+            entry.ebx |= place.apic_id() << LEAF1_EBX_APIC_SHIFT;
+            entry.ecx |= LEAF1_ECX_HYPERVISOR;
+            set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, host.tsc_deadline);
+            set(&mut entry.edx, LEAF1_EDX_HTT, place.cores() > 1);
+        }
+        // Caches of Intel: sharing in bits 14-25, cores in the package in bits 26-31, each less one.
+        0x4 if entry.eax & 0x1f != 0 => {
+            let level = entry.eax >> 5 & 7;
+            let sharing = if level >= 3 { place.cores() - 1 } else { 0 };
+            entry.eax &= 0x3fff;
+            entry.eax |= sharing << 14;
+            entry.eax |= ((1 << place.core_bits()) - 1) << 26;
+        }
+        KVM_SIGNATURE if host.tsc_khz.is_some() => {
+            entry.eax = entry.eax.max(HYPERVISOR_FREQUENCIES);
+        }
+        0x8000_0001 => {
+            let counted = is_amd(entry.ecx) && place.cores() > 1;
+            set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, counted);
+        }
+        // Cores of AMD: number less one, bits of an APIC ID that number them.
+        0x8000_0008 => {
+            entry.ecx &= !0xf0ff;
+            entry.ecx |= (place.cores() - 1) | place.core_bits() << 12;
+        }
+        // Caches of AMD: sharing in bits 14-25.
+        0x8000_001d if entry.eax & 0x1f != 0 => {
+            let level = entry.eax >> 5 & 7;
+            let sharing = if level >= 3 { place.cores() - 1 } else { 0 };
+            entry.eax &= 0x3fff;
+            entry.eax |= sharing << 14;
+        }
+        // Place of AMD: APIC ID; core with one thread; node 0 of 1.
+        0x8000_001e => {
+            entry.eax = place.apic_id();
+            entry.ebx = place.apic_id();
+            entry.ecx = 0;
+            entry.edx = 0;
+        }
+        _ => {}
+    }
+}
+
+/// Whether `ecx` of leaf 0x8000_0001 is of a processor that has AMD's extensions: SVM or topology extensions.
+fn is_amd(ecx: u32) -> bool {
+    ecx & (1 << 2 | 1 << 22) != 0
+}
+
+fn set(register: &mut u32, mask: u32, on: bool) {
+    if on {
+        *register |= mask;
+    } else {
+        *register &= !mask;
+    }
+}
+
+/// Leaf 0xb: threads of a core, cores of the package, the end.
+fn topology(place: Place) -> [kvm_cpuid_entry2; 3] {
+    let level = |index, shift, count, kind: u32| kvm_cpuid_entry2 {
+        function: 0xb,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: kind << 8 | index,
+        edx: place.apic_id(),
+        ..Default::default()
+    };
+    [
+        level(0, 0, 1, LEVEL_THREAD),
+        level(1, place.core_bits(), place.cores(), LEVEL_CORE),
+        level(2, 0, 0, 0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: Host = Host {
+        tsc_deadline: true,
+        tsc_khz: Some(2_000_000),
+    };
+
+    fn entry(function: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            ..Default::default()
+        }
+    }
+
+    fn supported() -> CpuId {
+        let mut first = entry(0);
+        first.eax = 0xd;
+        let mut host_topology = entry(0xb);
+        host_topology.edx = 77;
+        CpuId::from_entries(&[
+            first,
+            entry(1),
+            host_topology,
+            entry(KVM_SIGNATURE),
+            entry(0x8000_0008),
+            entry(0x8000_001e),
+        ])
+        .unwrap()
+    }
+
+    fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *cpuid
+            .as_slice()
+            .iter()
+            .find(|e| (e.function, e.index) == (function, index))
+            .unwrap()
+    }
+
+    #[test]
+    fn every_vcpu_has_its_own_apic_id_in_every_leaf() {
+        for count in [1, 2, 3, 32] {
+            for id in 0..count {
+                let cpuid = patch(&supported(), Place { id, count }, HOST).unwrap();
+                assert_eq!(leaf(&cpuid, 1, 0).ebx >> 24, u32::from(id));
+                assert_eq!(leaf(&cpuid, 1, 0).ebx >> 16 & 0xff, u32::from(count));
+                assert_eq!(leaf(&cpuid, 0x8000_001e, 0).eax, u32::from(id));
+                for level in 0..3 {
+                    assert_eq!(leaf(&cpuid, 0xb, level).edx, u32::from(id));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_core_level_has_room_for_all_apic_ids() {
+        for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (32, 5)] {
+            let cpuid = patch(&supported(), Place { id: 0, count }, HOST).unwrap();
+            assert_eq!(leaf(&cpuid, 0xb, 1).eax, bits, "{count} vCPUs");
+            assert_eq!(leaf(&cpuid, 0xb, 1).ebx, u32::from(count));
+            assert_eq!(
+                leaf(&cpuid, 0x8000_0008, 0).ecx,
+                (u32::from(count) - 1) | (bits << 12)
+            );
+        }
+    }
+
+    #[test]
+    fn the_hosts_topology_does_not_reach_the_guest() {
+        let cpuid = patch(&supported(), Place { id: 0, count: 1 }, HOST).unwrap();
+        assert!(cpuid.as_slice().iter().all(|e| e.edx != 77));
+        assert_eq!(
+            cpuid
+                .as_slice()
+                .iter()
+                .filter(|e| e.function == 0xb)
+                .count(),
+            3
+        );
+    }
+
+    #[test]
+    fn the_deadline_timer_is_offered_only_when_kvm_has_it() {
+        let place = Place { id: 0, count: 1 };
+        let with = patch(&supported(), place, HOST).unwrap();
+        assert_ne!(leaf(&with, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
+        let host = Host {
+            tsc_deadline: false,
+            tsc_khz: None,
+        };
+        let without = patch(&supported(), place, host).unwrap();
+        assert_eq!(leaf(&without, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
+        assert!(
+            without
+                .as_slice()
+                .iter()
+                .all(|e| e.function != HYPERVISOR_FREQUENCIES)
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! What a vCPU is set to before its first instruction.
+
+pub mod cpuid;
+pub mod msrs;
+pub mod regs;

@@ -1,0 +1,136 @@
+//! What the VMM tells its parent on the control socket: JSON lines.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::clock::StartTime;
+use crate::exit::ExitReason;
+
+/// One line to the parent.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Event<'a> {
+    Running { us: u64 },
+    BootTimer { us: u64 },
+    Exit { reason: &'a str, message: String },
+}
+
+/// Tells the parent what happens. Without a socket it does nothing.
+#[derive(Debug)]
+pub struct Events {
+    socket: Option<Mutex<UnixStream>>,
+    start: StartTime,
+}
+
+impl Events {
+    /// Events go to `socket`; times are counted from `start`.
+    pub fn new(socket: Option<UnixStream>, start: StartTime) -> Self {
+        Self {
+            socket: socket.map(Mutex::new),
+            start,
+        }
+    }
+
+    /// The boot vCPU is about to enter the guest for the first time.
+    pub fn running(&self) {
+        self.send(&Event::Running {
+            us: self.start.elapsed_us(),
+        });
+    }
+
+    /// The guest wrote to the boot timer.
+    pub fn boot_timer(&self) -> u64 {
+        let us = self.start.elapsed_us();
+        self.send(&Event::BootTimer { us });
+        us
+    }
+
+    /// The guest's run has ended.
+    pub fn exit(&self, reason: &ExitReason) {
+        self.send(&Event::Exit {
+            reason: reason.word(),
+            message: reason.to_string(),
+        });
+    }
+
+    /// As [`Self::exit`], but gives up if another thread is in the middle of a line: for a panic, which may have come
+    /// from that very thread.
+    pub fn exit_without_waiting(&self, reason: &ExitReason) {
+        if let Some(Ok(mut socket)) = self.socket.as_ref().map(Mutex::try_lock) {
+            let event = Event::Exit {
+                reason: reason.word(),
+                message: reason.to_string(),
+            };
+            // The log has the message already.
+            let _ = send(&mut socket, &event);
+        }
+    }
+
+    /// When times are counted from.
+    pub fn start(&self) -> StartTime {
+        self.start
+    }
+
+    fn send(&self, event: &Event<'_>) {
+        let Some(socket) = &self.socket else { return };
+        if let Err(error) = send(
+            &mut socket.lock().unwrap_or_else(PoisonError::into_inner),
+            event,
+        ) {
+            log::warn!("The parent does not get the event {event:?}: {error}");
+        }
+    }
+}
+
+/// The socket does not block: a parent that does not read loses events instead of stopping the guest.
+fn send(socket: &mut UnixStream, event: &Event<'_>) -> io::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    socket.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn pair() -> (Events, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Events::new(Some(ours), StartTime::new(None, None)), theirs)
+    }
+
+    #[test]
+    fn events_are_the_lines_of_the_contract() {
+        let (events, mut parent) = pair();
+        events.running();
+        events.boot_timer();
+        events.exit(&ExitReason::PowerOff);
+        drop(events);
+        let mut text = String::new();
+        parent.read_to_string(&mut text).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines[0]["event"], "running");
+        assert!(lines[0]["us"].is_u64());
+        assert_eq!(lines[1]["event"], "boot-timer");
+        assert_eq!(lines[2]["event"], "exit");
+        assert_eq!(lines[2]["reason"], "poweroff");
+        assert_eq!(lines[2]["message"], "The guest powered off");
+    }
+
+    #[test]
+    fn a_parent_that_does_not_read_or_is_gone_stops_nothing() {
+        let (events, parent) = pair();
+        for _ in 0..100_000 {
+            events.running();
+        }
+        drop(parent);
+        events.exit(&ExitReason::Stopped);
+    }
+}

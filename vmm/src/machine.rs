@@ -1,0 +1,247 @@
+//! One guest, from its configuration to the end of its run.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use devices::bus::Bus;
+use event_manager::{
+    EventManager, EventOps, EventSet, Events as ReadyEvents, MutEventSubscriber, SubscriberOps,
+};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+
+use crate::acpi::{self, AcpiError};
+use crate::boot::{self, BootError, cmdline};
+use crate::clock::StartTime;
+use crate::config::VmConfig;
+use crate::control::Control;
+use crate::cpu::cpuid::Place;
+use crate::cpu::regs;
+use crate::events::Events;
+use crate::exit::ExitReason;
+use crate::latch::ExitLatch;
+use crate::memory::{self, MemoryError};
+use crate::platform::{self, PlatformError};
+use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
+use crate::virtio::{self, VirtioError};
+use crate::vm::{Vm, VmError};
+
+/// How long the vCPUs have to end after the run has: far more than a device's register access takes.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a guest cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant describes it and its values"
+)]
+pub enum MachineError {
+    #[error("Cannot provide the guest's memory")]
+    Memory(#[from] MemoryError),
+    #[error("Cannot use KVM")]
+    Vm(#[from] VmError),
+    #[error("Cannot boot the guest")]
+    Boot(#[from] BootError),
+    #[error("Cannot describe the machine to the guest")]
+    Acpi(#[from] AcpiError),
+    #[error("Cannot put the machine together")]
+    Platform(#[from] PlatformError),
+    #[error("Cannot give the guest its virtio devices")]
+    Virtio(#[from] VirtioError),
+    #[error("Cannot give the guest its vCPUs")]
+    Vcpu(#[from] VcpuError),
+    #[error("Cannot write the boot descriptors into guest memory")]
+    Descriptors(#[source] vm_memory::GuestMemoryError),
+    #[error("Cannot create the event loop")]
+    EventLoop(#[source] event_manager::Error),
+    #[error("Cannot create an event")]
+    Event(#[source] io::Error),
+    #[error("Cannot install the signal handler for vCPUs")]
+    Signal(#[source] errno::Error),
+    #[error("Cannot use the control socket")]
+    Control(#[source] io::Error),
+}
+
+impl MachineError {
+    /// Whether another configuration would help (rather than another host).
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Boot(error) => !matches!(error, BootError::WriteMemory { .. }),
+            Self::Memory(error) => matches!(error, MemoryError::MoreThanHost { .. }),
+            Self::Virtio(error) => error.is_configuration(),
+            _ => false,
+        }
+    }
+}
+
+/// What is not the guest's configuration but how this process runs it.
+#[derive(Debug)]
+pub struct Options {
+    /// When the start was asked for.
+    pub start: StartTime,
+    /// The parent's control socket.
+    pub control: Option<UnixStream>,
+    /// Log the time when the guest says that it has booted.
+    pub report_boot_time: bool,
+}
+
+type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
+
+/// A guest that is ready to run.
+pub struct Machine {
+    // Dropped last: the vCPUs and devices refer to it in KVM.
+    _vm: Vm,
+    vcpus: Vec<VcpuFd>,
+    buses: Arc<Buses>,
+    latch: Arc<ExitLatch>,
+    events: Arc<Events>,
+    event_loop: EventLoop,
+}
+
+impl Machine {
+    /// Builds the guest. Nothing of it runs yet.
+    pub fn new(config: &VmConfig, options: Options) -> Result<Self, MachineError> {
+        let latch = Arc::new(ExitLatch::new().map_err(MachineError::Event)?);
+        let (control, event_socket) = split(options.control).map_err(MachineError::Control)?;
+        let events = Arc::new(Events::new(event_socket, options.start));
+        let sink = platform::sink(latch.clone(), events.clone(), options.report_boot_time);
+
+        // What needs no KVM comes first: a wrong path is found before anything is built.
+        let places = virtio::places(config);
+        let devices = virtio::make(config)?;
+        let line = cmdline::complete(config, &places)?;
+        let memory = Arc::new(memory::allocate(config.memory)?);
+        let announced = if cmdline::acpi_is_off(&line) {
+            &[][..]
+        } else {
+            &places[..]
+        };
+        let rsdp = acpi::write(&memory, config.vcpus.get(), announced)?;
+        let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
+        regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
+
+        let vm = Vm::new(&memory, config.vcpus)?;
+        let (mut ports, mut mmio) = (Bus::new(), Bus::new());
+        let platform = platform::build(&vm, &mut ports, &mut mmio, &sink)?;
+        let workers = virtio::attach(&vm, &memory, &mut mmio, devices, &places)?;
+        let count = config.vcpus.get();
+        let vcpus = (0..count)
+            .map(|id| vcpu::create(&vm, Place { id, count }, entry))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let mut event_loop = EventLoop::new().map_err(MachineError::EventLoop)?;
+        event_loop.add_subscriber(Box::new(EndWatch(latch.clone())));
+        event_loop.add_subscriber(Box::new(platform.serial_input));
+        for worker in workers {
+            event_loop.add_subscriber(Box::new(worker));
+        }
+        if let Some(socket) = control {
+            event_loop.add_subscriber(Box::new(Control::new(socket, platform.ged, latch.clone())));
+        }
+        let buses = Arc::new(Buses { ports, mmio });
+        Ok(Self {
+            _vm: vm,
+            vcpus,
+            buses,
+            latch,
+            events,
+            event_loop,
+        })
+    }
+
+    /// What tells the parent about this guest.
+    pub fn events(&self) -> Arc<Events> {
+        self.events.clone()
+    }
+
+    /// Runs the guest to its end, on this thread (events) and one thread for each vCPU.
+    pub fn run(mut self) -> Result<ExitReason, MachineError> {
+        vcpu::install_handler().map_err(MachineError::Signal)?;
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        // The boot vCPU comes last: when it runs, all others are there to be started.
+        let vcpus: Vec<_> = (0u8..).zip(std::mem::take(&mut self.vcpus)).collect();
+        for (id, fd) in vcpus.into_iter().rev() {
+            let events = (id == 0).then(|| self.events.clone());
+            let before = move || {
+                if let Some(events) = events {
+                    events.running();
+                }
+            };
+            match vcpu::spawn(id, fd, self.buses.clone(), self.latch.clone(), before) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // Those that run already must not be left behind.
+                    self.latch.set(ExitReason::Error(error.to_string()));
+                    end(&threads);
+                    return Err(error.into());
+                }
+            }
+        }
+        while !self.latch.is_set() {
+            if let Err(error) = self.event_loop.run() {
+                self.latch
+                    .set(ExitReason::Error(format!("The event loop failed: {error}")));
+            }
+        }
+        end(&threads);
+        let unknown = || ExitReason::Error("The run ended without a reason".into());
+        Ok(self.latch.reason().cloned().unwrap_or_else(unknown))
+    }
+}
+
+/// Gets all vCPUs out of the guest and waits for their threads.
+fn end(threads: &[VcpuThread]) {
+    let mut pause = Duration::from_micros(50);
+    let mut waited = Duration::ZERO;
+    loop {
+        let running: Vec<_> = threads
+            .iter()
+            .filter(|thread| !thread.is_finished())
+            .collect();
+        if running.is_empty() {
+            return;
+        }
+        if waited >= END_PATIENCE {
+            // One that waits for somebody to read the guest's output, for example. The process ends without it.
+            let ids: Vec<_> = running.iter().map(|thread| thread.id()).collect();
+            log::warn!("vCPUs {ids:?} do not end, they are abandoned");
+            return;
+        }
+        for thread in running {
+            thread.kick();
+        }
+        thread::sleep(pause);
+        waited += pause;
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Wakes the event loop when the run has ended.
+struct EndWatch(Arc<ExitLatch>);
+
+impl MutEventSubscriber for EndWatch {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(ReadyEvents::new(self.0.event(), EventSet::IN)) {
+            self.0.set(ExitReason::Error(format!(
+                "The end of the guest cannot be seen: {error}"
+            )));
+        }
+    }
+
+    fn process(&mut self, _events: ReadyEvents, _ops: &mut EventOps<'_>) {}
+}
+
+/// The control socket's two directions, neither of which blocks.
+fn split(socket: Option<UnixStream>) -> io::Result<(Option<UnixStream>, Option<UnixStream>)> {
+    match socket {
+        Some(socket) => {
+            socket.set_nonblocking(true)?;
+            let other = socket.try_clone()?;
+            Ok((Some(socket), Some(other)))
+        }
+        None => Ok((None, None)),
+    }
+}

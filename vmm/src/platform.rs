@@ -1,0 +1,135 @@
+//! The devices every guest has: serial port, clock, reset, power, boot timer.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::{Bus, BusError};
+use devices::legacy::acpi::{AcpiPower, GED_LEN, Ged, POWER_LEN};
+use devices::legacy::boot_timer::{self, BootTimer};
+use devices::legacy::i8042::{self, I8042};
+use devices::legacy::rtc::{self, Rtc};
+use devices::legacy::serial::{self, Serial, SerialInput};
+use devices::platform::{EventSink, PlatformEvent};
+
+use crate::acpi::{GED_PORT, POWER_PORT};
+use crate::events::Events;
+use crate::exit::ExitReason;
+use crate::latch::ExitLatch;
+use crate::layout::POWER_BUTTON_IRQ;
+use crate::vm::{Vm, VmError};
+
+/// Why the platform cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    #[error("Cannot connect the serial port to standard input and output")]
+    Serial(#[source] io::Error),
+    #[error("Cannot place a device")]
+    Bus(#[source] BusError),
+    #[error("Cannot connect a device's interrupt")]
+    Interrupt(#[source] VmError),
+}
+
+impl From<BusError> for PlatformError {
+    fn from(error: BusError) -> Self {
+        Self::Bus(error)
+    }
+}
+
+/// What of the platform others work with.
+pub struct Platform {
+    /// Feeds the serial port.
+    pub serial_input: SerialInput,
+    /// Presses the power button.
+    pub ged: Arc<Mutex<Ged>>,
+}
+
+/// Puts the devices on the buses.
+pub fn build(
+    vm: &Vm,
+    ports: &mut Bus,
+    mmio: &mut Bus,
+    sink: &EventSink,
+) -> Result<Platform, PlatformError> {
+    let line = |irq| {
+        vm.interrupt_line(irq)
+            .map(Arc::new)
+            .map_err(PlatformError::Interrupt)
+    };
+
+    let output = duplicate(&io::stdout()).map_err(PlatformError::Serial)?;
+    let serial =
+        Serial::new(line(serial::COM1_IRQ)?, Box::new(output)).map_err(PlatformError::Serial)?;
+    let serial = Arc::new(Mutex::new(serial));
+    ports.insert(serial::COM1_PORT, serial::LEN, serial.clone())?;
+    let input = duplicate(&io::stdin()).map_err(PlatformError::Serial)?;
+    let serial_input = SerialInput::new(serial, input).map_err(PlatformError::Serial)?;
+
+    ports.insert(rtc::PORT, rtc::LEN, Arc::new(Mutex::new(Rtc::new())))?;
+    ports.insert(
+        i8042::PORT,
+        i8042::LEN,
+        Arc::new(Mutex::new(I8042::new(sink.clone()))),
+    )?;
+    let power = AcpiPower::new(sink.clone());
+    ports.insert(POWER_PORT.into(), POWER_LEN, Arc::new(Mutex::new(power)))?;
+    let ged = Arc::new(Mutex::new(Ged::new(line(POWER_BUTTON_IRQ)?)));
+    ports.insert(GED_PORT.into(), GED_LEN, ged.clone())?;
+
+    let timer = Arc::new(Mutex::new(BootTimer::new(sink.clone())));
+    ports.insert(boot_timer::PORT, boot_timer::LEN, timer.clone())?;
+    mmio.insert(boot_timer::MMIO_BASE, boot_timer::LEN, timer)?;
+    Ok(Platform { serial_input, ged })
+}
+
+/// A file of our own for a standard stream: no buffer and no lock between the guest and the descriptor.
+fn duplicate(stream: &impl AsFd) -> io::Result<File> {
+    Ok(File::from(stream.as_fd().try_clone_to_owned()?))
+}
+
+/// What happens when the guest says that it is off, resets itself, or has booted. Called on a vCPU's thread.
+pub fn sink(latch: Arc<ExitLatch>, events: Arc<Events>, report_boot_time: bool) -> EventSink {
+    Arc::new(move |event| match event {
+        PlatformEvent::PowerOff => latch.set(ExitReason::PowerOff),
+        PlatformEvent::Reset => latch.set(ExitReason::Reboot),
+        PlatformEvent::BootTimer => {
+            let us = events.boot_timer();
+            if report_boot_time {
+                let cpu_us = events.start().cpu_us();
+                log::info!(
+                    "Guest-boot-time = {us:>6} us {} ms, {cpu_us:>6} CPU us {} CPU ms",
+                    us / 1000,
+                    cpu_us / 1000
+                );
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::StartTime;
+    use crate::layout;
+
+    #[test]
+    fn the_layout_and_the_devices_agree() {
+        assert_eq!(boot_timer::MMIO_BASE, layout::BOOT_TIMER);
+        assert_eq!(serial::COM1_IRQ, layout::SERIAL_IRQ);
+    }
+
+    #[test]
+    fn what_the_guest_says_about_itself_ends_the_run() {
+        for (event, reason) in [
+            (PlatformEvent::PowerOff, Some(ExitReason::PowerOff)),
+            (PlatformEvent::Reset, Some(ExitReason::Reboot)),
+            (PlatformEvent::BootTimer, None),
+        ] {
+            let latch = Arc::new(ExitLatch::new().unwrap());
+            let events = Arc::new(Events::new(None, StartTime::new(None, None)));
+            sink(latch.clone(), events, true)(event);
+            assert_eq!(latch.reason(), reason.as_ref());
+        }
+    }
+}

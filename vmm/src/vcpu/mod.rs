@@ -1,0 +1,104 @@
+//! Virtual CPUs: their set-up and the threads that run them.
+
+mod exits;
+mod kick;
+mod thread;
+
+pub use kick::install_handler;
+pub use thread::{Buses, VcpuThread, spawn};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+
+use crate::boot::Entry;
+use crate::cpu::cpuid::{self, Host, Place};
+use crate::cpu::{msrs, regs};
+use crate::vm::{Vm, VmError};
+
+/// Why a vCPU cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant describes it and its values"
+)]
+pub enum VcpuError {
+    #[error("Cannot make vCPU {id}")]
+    Create {
+        id: u8,
+        #[source]
+        source: VmError,
+    },
+    #[error("Cannot set the {what} of vCPU {id}")]
+    Set {
+        id: u8,
+        what: &'static str,
+        #[source]
+        source: errno::Error,
+    },
+    #[error("Cannot build the {what} of vCPU {id}")]
+    Build {
+        id: u8,
+        what: &'static str,
+        #[source]
+        source: vmm_sys_util::fam::Error,
+    },
+    #[error("KVM did not take all model-specific registers of vCPU {id}: {taken} of {all}")]
+    Msrs { id: u8, taken: usize, all: usize },
+    #[error("Cannot start the thread of vCPU {id}")]
+    Spawn {
+        id: u8,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Makes vCPU `place.id`. The first one gets the registers that `entry` asks for; the others wait in KVM until the guest
+/// starts them.
+pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> {
+    let id = place.id;
+    let set = |what| move |source| VcpuError::Set { id, what, source };
+    let fd = vm
+        .create_vcpu(id)
+        .map_err(|source| VcpuError::Create { id, source })?;
+    let host = Host {
+        tsc_deadline: vm.has_tsc_deadline(),
+        tsc_khz: fd.get_tsc_khz().ok(),
+    };
+    let cpuid =
+        cpuid::patch(vm.supported_cpuid(), place, host).map_err(|source| VcpuError::Build {
+            id,
+            what: "CPUID",
+            source,
+        })?;
+    fd.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
+    let msrs = msrs::boot_msrs().map_err(|source| VcpuError::Build {
+        id,
+        what: "model-specific registers",
+        source,
+    })?;
+    let all = msrs.as_slice().len();
+    let taken = fd
+        .set_msrs(&msrs)
+        .map_err(set("model-specific registers"))?;
+    if taken != all {
+        return Err(VcpuError::Msrs { id, taken, all });
+    }
+    if id == 0 {
+        set_boot_state(&fd, entry).map_err(|(what, source)| VcpuError::Set { id, what, source })?;
+    }
+    Ok(fd)
+}
+
+fn set_boot_state(fd: &VcpuFd, entry: Entry) -> Result<(), (&'static str, errno::Error)> {
+    let failed = |what| move |source| (what, source);
+    let mut sregs = fd.get_sregs().map_err(failed("segment registers"))?;
+    regs::set_special(&mut sregs, entry);
+    fd.set_sregs(&sregs).map_err(failed("segment registers"))?;
+    fd.set_regs(&regs::general(entry))
+        .map_err(failed("general registers"))?;
+    fd.set_fpu(&regs::floating_point())
+        .map_err(failed("floating-point registers"))?;
+    let mut apic = fd.get_lapic().map_err(failed("local APIC"))?;
+    regs::connect_local_interrupts(&mut apic);
+    fd.set_lapic(&apic).map_err(failed("local APIC"))
+}

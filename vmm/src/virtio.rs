@@ -1,0 +1,164 @@
+//! The guest's virtio devices: made from the configuration, placed on the MMIO bus, connected to KVM.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::{Bus, BusError};
+use devices::virtio::block::raw_file::RawFileError;
+use devices::virtio::block::{Block, RawFile};
+use devices::virtio::device::VirtioDevice;
+use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::rng::Rng;
+use devices::virtio::worker::VirtioWorker;
+
+use crate::boot::cmdline::MmioDevice;
+use crate::config::{DriveConfig, VmConfig};
+use crate::layout::{VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
+use crate::memory::GuestMemory;
+use crate::vm::{Vm, VmError};
+
+/// Why a virtio device cannot be made or placed.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    #[error("Cannot open {path} for drive \"{id}\"", path = .path.display())]
+    OpenDrive {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("Cannot use {path} for drive \"{id}\"", path = .path.display())]
+    UseDrive {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: RawFileError,
+    },
+    #[error("Cannot make the events of virtio device {index}")]
+    Events {
+        index: usize,
+        #[source]
+        source: io::Error,
+    },
+    #[error("Cannot place virtio device {index}")]
+    Bus {
+        index: usize,
+        #[source]
+        source: BusError,
+    },
+    #[error("Cannot connect virtio device {index}")]
+    Connect {
+        index: usize,
+        #[source]
+        source: VmError,
+    },
+}
+
+impl VirtioError {
+    /// Whether another configuration would help (rather than another host).
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::OpenDrive { .. } | Self::UseDrive { .. })
+    }
+}
+
+/// Makes the devices of `config`, drives first: the order in which the guest numbers them.
+pub fn make(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, VirtioError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for drive in &config.drives {
+        devices.push(Box::new(block(drive)?));
+    }
+    if config.entropy {
+        devices.push(Box::new(Rng::new()));
+    }
+    Ok(devices)
+}
+
+fn block(drive: &DriveConfig) -> Result<Block, VirtioError> {
+    let (id, path) = (drive.id.to_string(), drive.path.clone());
+    let file: io::Result<File> = OpenOptions::new()
+        .read(true)
+        .write(!drive.read_only)
+        .open(&drive.path);
+    let file = match file {
+        Ok(file) => file,
+        Err(source) => return Err(VirtioError::OpenDrive { id, path, source }),
+    };
+    match RawFile::new(file, drive.read_only) {
+        Ok(raw) => Ok(Block::new(Box::new(raw), drive.id.as_str())),
+        Err(source) => Err(VirtioError::UseDrive { id, path, source }),
+    }
+}
+
+/// Where the devices of `config` are: known before they exist, for ACPI and the command line.
+pub fn places(config: &VmConfig) -> Vec<MmioDevice> {
+    let count = config.drives.len() + usize::from(config.entropy);
+    (VIRTIO_MMIO..)
+        .step_by(usize::try_from(VIRTIO_MMIO_STRIDE).unwrap_or(usize::MAX))
+        .zip(VIRTIO_IRQS)
+        .map(|(address, irq)| MmioDevice {
+            address,
+            size: VIRTIO_MMIO_STRIDE,
+            irq,
+        })
+        .take(count)
+        .collect()
+}
+
+/// Puts `devices` at `places` and returns what serves their queues on the event thread.
+pub fn attach(
+    vm: &Vm,
+    memory: &Arc<GuestMemory>,
+    bus: &mut Bus,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    places: &[MmioDevice],
+) -> Result<Vec<VirtioWorker>, VirtioError> {
+    let mut workers = Vec::with_capacity(devices.len());
+    for (index, (device, place)) in devices.into_iter().zip(places).enumerate() {
+        let connect = |source| VirtioError::Connect { index, source };
+        let line = vm.interrupt_line(place.irq).map_err(connect)?;
+        let transport = MmioTransport::new(device, memory.clone(), Arc::new(line))
+            .map_err(|source| VirtioError::Events { index, source })?;
+        for (queue, doorbell) in (0..).zip(transport.doorbells()) {
+            vm.watch_write(doorbell, place.address + mmio::QUEUE_NOTIFY, queue)
+                .map_err(connect)?;
+        }
+        workers.push(transport.worker());
+        bus.insert(place.address, mmio::LEN, Arc::new(Mutex::new(transport)))
+            .map_err(|source| VirtioError::Bus { index, source })?;
+    }
+    Ok(workers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{MAX_VIRTIO_DEVICES, firecracker};
+    use std::path::Path;
+
+    #[test]
+    fn the_most_devices_have_places_of_their_own_outside_of_ram() {
+        let drives: Vec<_> = (0..MAX_VIRTIO_DEVICES)
+            .map(|i| {
+                format!(r#"{{"drive_id": "d{i}", "is_root_device": false, "path_on_host": "{i}"}}"#)
+            })
+            .collect();
+        let text = format!(
+            r#"{{"boot-source": {{"kernel_image_path": "k"}}, "drives": [{}]}}"#,
+            drives.join(",")
+        );
+        let places = places(
+            &firecracker::parse(text.as_bytes(), Path::new("t"))
+                .unwrap()
+                .vm,
+        );
+        assert_eq!(places.len(), MAX_VIRTIO_DEVICES);
+        for pair in places.windows(2) {
+            assert!(pair[0].address + mmio::LEN <= pair[1].address);
+            assert_ne!(pair[0].irq, pair[1].irq);
+        }
+        assert!(places[0].address > crate::layout::BOOT_TIMER);
+        assert!(places.last().unwrap().address + mmio::LEN < crate::layout::IOAPIC);
+    }
+}

@@ -1,0 +1,173 @@
+//! Guests of a few instructions, assembled here: 32-bit code, started through PVH.
+
+use std::io::Write;
+
+use tempfile::NamedTempFile;
+
+/// Where the code is in guest memory.
+const BASE: u32 = 0x10_0000;
+/// File offset of the code: behind the ELF header and two program headers.
+const CODE_AT: u64 = 64 + 2 * 56;
+
+/// Code under construction. `EBX` is the PVH start info from the entry on and is left alone.
+#[derive(Default)]
+pub struct Code(Vec<u8>);
+
+impl Code {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+
+    fn here(&self) -> u32 {
+        BASE + u32::try_from(self.0.len()).unwrap()
+    }
+
+    /// mov dx, port; mov al, value; out dx, al
+    fn out(self, port: u16, value: u8) -> Self {
+        let [low, high] = port.to_le_bytes();
+        self.bytes(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
+    }
+
+    pub fn print(self, text: &str) -> Self {
+        text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
+    }
+
+    /// jmp over the text; mov esi, text; mov ecx, length; mov dx, 0x3f8; cld; rep outsb
+    pub fn print_string(self, text: &str) -> Self {
+        let length = u8::try_from(text.len()).unwrap();
+        let at = (self.here() + 2).to_le_bytes();
+        self.bytes(&[0xeb, length])
+            .bytes(text.as_bytes())
+            .bytes(&[0xbe])
+            .bytes(&at)
+            .bytes(&[
+                0xb9, length, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xfc, 0xf3, 0x6e,
+            ])
+    }
+
+    /// mov al, [address]; mov dx, 0x3f8; out dx, al, for each 32-bit word of `length` bytes read as words
+    pub fn print_memory(self, address: u32, length: u32) -> Self {
+        (address..address + length)
+            .step_by(4)
+            .fold(self, |code, address| {
+                // mov eax, [address]; mov dx, 0x3f8; four times: out dx, al; shr eax, 8
+                code.bytes(&[0xa1])
+                    .bytes(&address.to_le_bytes())
+                    .print_eax()
+            })
+    }
+
+    fn print_eax(self) -> Self {
+        let one = [0xee, 0xc1, 0xe8, 0x08];
+        self.bytes(&[0x66, 0xba, 0xf8, 0x03])
+            .bytes(&one)
+            .bytes(&one)
+            .bytes(&one)
+            .bytes(&one)
+    }
+
+    /// The magic number of the start info, the first byte of the command line, the first three of the RSDP.
+    pub fn print_start_info(self) -> Self {
+        let byte_of_esi = [0x8a, 0x06, 0x46, 0xee]; // mov al, [esi]; inc esi; out dx, al
+        self.bytes(&[0x8b, 0x03]) // mov eax, [ebx]
+            .print_eax()
+            .bytes(&[0x8b, 0x73, 0x18]) // mov esi, [ebx + 24]: command line
+            .bytes(&byte_of_esi)
+            .bytes(&[0x8b, 0x73, 0x20]) // mov esi, [ebx + 32]: RSDP
+            .bytes(&byte_of_esi)
+            .bytes(&byte_of_esi)
+            .bytes(&byte_of_esi)
+    }
+
+    pub fn power_off(self) -> Self {
+        self.out(0x600, 5 << 2 | 1 << 5).halt()
+    }
+
+    pub fn reset_by_keyboard_controller(self) -> Self {
+        self.out(0x64, 0xfe).halt()
+    }
+
+    pub fn reset_by_acpi(self) -> Self {
+        self.out(0x602, 1).halt()
+    }
+
+    pub fn boot_timer_port(self) -> Self {
+        self.out(0x3f0, 123)
+    }
+
+    /// mov byte [0xd0000000], 123
+    pub fn boot_timer_memory(self) -> Self {
+        self.bytes(&[0xc6, 0x05, 0x00, 0x00, 0x00, 0xd0, 123])
+    }
+
+    /// An interrupt table without entries, then a division by zero.
+    pub fn triple_fault(self) -> Self {
+        // jmp over 6 zeroes; lidt [zeroes]; xor ecx, ecx; div ecx
+        let at = (self.here() + 2).to_le_bytes();
+        self.bytes(&[0xeb, 6, 0, 0, 0, 0, 0, 0, 0x0f, 0x01, 0x1d])
+            .bytes(&at)
+            .bytes(&[0x31, 0xc9, 0xf7, 0xf1])
+            .halt()
+    }
+
+    /// Waits for a byte from the serial port and gives it back.
+    pub fn echo(self) -> Self {
+        // mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx; out dx, al
+        self.bytes(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb])
+            .bytes(&[0x66, 0xba, 0xf8, 0x03, 0xec, 0xee])
+    }
+
+    /// Reads the generic event device's register until the power button's bit is set.
+    pub fn wait_for_power_button(self) -> Self {
+        // mov dx, 0x604; wait: in eax, dx; test al, 1; jz wait
+        self.bytes(&[0x66, 0xba, 0x04, 0x06, 0xed, 0xa8, 0x01, 0x74, 0xfb])
+    }
+
+    /// cli; again: hlt; jmp again
+    pub fn halt(self) -> Self {
+        self.bytes(&[0xfa, 0xf4, 0xeb, 0xfd])
+    }
+
+    pub fn spin(self) -> Self {
+        self.bytes(&[0xeb, 0xfe])
+    }
+
+    /// The code as an ELF kernel with a PVH note.
+    pub fn image(&self) -> NamedTempFile {
+        let length = self.0.len() as u64;
+        let mut image = Vec::new();
+        image.extend(b"\x7fELF\x02\x01\x01");
+        image.resize(16, 0);
+        image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+        for word in [u64::from(BASE), 64, 0] {
+            image.extend(word.to_le_bytes());
+        }
+        for half in [0u16, 0, 64, 56, 2, 0, 0, 0] {
+            image.extend(half.to_le_bytes());
+        }
+        for (kind, offset, address, size) in [
+            (1u32, CODE_AT, u64::from(BASE), length),
+            (4, CODE_AT + length, 0, 20),
+        ] {
+            image.extend(kind.to_le_bytes());
+            image.extend(5u32.to_le_bytes());
+            for word in [offset, address, address, size, size, 1] {
+                image.extend(word.to_le_bytes());
+            }
+        }
+        image.extend(&self.0);
+        for word in [4u32, 4, 18] {
+            image.extend(word.to_le_bytes());
+        }
+        image.extend(b"Xen\0");
+        image.extend(BASE.to_le_bytes());
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&image).unwrap();
+        file
+    }
+}

@@ -1,0 +1,168 @@
+//! The VMM as its parent sees it, on this machine's own `/dev/kvm`.
+//!
+//! The guests are a few instructions of 32-bit code in an ELF image with a PVH note: any KVM runs them, also one that
+//! only emulates instructions. Without `/dev/kvm` these tests fail, unless `DARUMA_NO_KVM=1` says that this is known.
+
+mod guest;
+mod process;
+
+use guest::Code;
+use process::{Run, config, have_kvm};
+
+/// Runs `code` as the whole guest.
+fn run(code: &Code) -> Run {
+    process::run(&config(&code.image(), "", 2), &[])
+}
+
+#[test]
+fn a_guest_writes_to_its_serial_port() {
+    if !have_kvm() {
+        return;
+    }
+    let run = run(&Code::new().print("daruma").power_off());
+    assert_eq!(run.stdout, b"daruma", "{run:?}");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+#[test]
+fn string_output_reaches_the_serial_port_byte_by_byte() {
+    if !have_kvm() {
+        return;
+    }
+    let run = run(&Code::new().print_string("rep outsb").power_off());
+    assert_eq!(run.stdout, b"rep outsb", "{run:?}");
+}
+
+#[test]
+fn power_off_reset_and_triple_fault_are_told_apart() {
+    if !have_kvm() {
+        return;
+    }
+    for (code, exit, word) in [
+        (Code::new().power_off(), 0, "poweroff"),
+        (Code::new().reset_by_keyboard_controller(), 16, "reboot"),
+        (Code::new().reset_by_acpi(), 16, "reboot"),
+        (Code::new().triple_fault(), 17, "triple-fault"),
+    ] {
+        let run = run(&code);
+        assert_eq!(run.code, Some(exit), "{word}: {run:?}");
+        let last = run.events.last().unwrap();
+        assert_eq!(last["event"], "exit", "{run:?}");
+        assert_eq!(last["reason"], word, "{run:?}");
+    }
+}
+
+#[test]
+fn events_come_in_order_and_count_from_the_parents_start() {
+    if !have_kvm() {
+        return;
+    }
+    let run = run(&Code::new()
+        .boot_timer_port()
+        .boot_timer_memory()
+        .power_off());
+    let names: Vec<_> = run
+        .events
+        .iter()
+        .map(|event| event["event"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["running", "boot-timer", "boot-timer", "exit"],
+        "{run:?}"
+    );
+    let times: Vec<_> = run.events[..3]
+        .iter()
+        .map(|event| event["us"].as_u64().unwrap())
+        .collect();
+    assert!(times.is_sorted(), "{run:?}");
+}
+
+#[test]
+fn input_reaches_the_guest_and_its_end_does_not_end_the_guest() {
+    if !have_kvm() {
+        return;
+    }
+    // The guest waits for two bytes and gives them back; standard input ends behind them.
+    let code = Code::new().echo().echo().print("!").power_off();
+    let run = process::run_with_input(&config(&code.image(), "", 2), b"ab");
+    assert_eq!(run.stdout, b"ab!", "{run:?}");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+#[test]
+fn stop_ends_a_guest_that_does_nothing() {
+    if !have_kvm() {
+        return;
+    }
+    for code in [Code::new().halt(), Code::new().spin()] {
+        let run = process::run(&config(&code.image(), "", 2), &[r#"{"action":"stop"}"#]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.events.last().unwrap()["reason"], "stopped", "{run:?}");
+    }
+}
+
+#[test]
+fn the_power_button_sets_the_event_register() {
+    if !have_kvm() {
+        return;
+    }
+    let code = Code::new()
+        .wait_for_power_button()
+        .print("pressed")
+        .power_off();
+    let run = process::run(
+        &config(&code.image(), "", 2),
+        &[r#"{"action":"power-button"}"#],
+    );
+    assert_eq!(run.stdout, b"pressed", "{run:?}");
+}
+
+#[test]
+fn the_guest_finds_memory_command_line_and_tables_at_its_entry() {
+    if !have_kvm() {
+        return;
+    }
+    let code = Code::new().print_start_info().power_off();
+    let run = process::run(&config(&code.image(), "", 2), &[]);
+    // Magic number of the start info, first byte of the command line, "RSD" of the RSDP.
+    assert_eq!(run.stdout, b"\x78\xc5\x6e\x33cRSD", "{run:?}");
+}
+
+#[test]
+fn every_vcpu_can_be_created() {
+    if !have_kvm() {
+        return;
+    }
+    for count in ["2", "32"] {
+        let code = Code::new().print("up").power_off();
+        let text = config(&code.image(), "", 2)
+            .replace("\"vcpu_count\": 1", &format!("\"vcpu_count\": {count}"));
+        let run = process::run(&text, &[]);
+        assert_eq!(
+            (run.code, &run.stdout[..]),
+            (Some(0), &b"up"[..]),
+            "{count} vCPUs: {run:?}"
+        );
+    }
+}
+
+#[test]
+fn virtio_devices_answer_at_their_places() {
+    if !have_kvm() {
+        return;
+    }
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(1 << 20).unwrap();
+    let drives = format!(
+        r#", "entropy": {{}}, "drives": [{{"drive_id": "d", "is_root_device": false, "path_on_host": "{}"}}]"#,
+        disk.path().display()
+    );
+    let code = Code::new()
+        .print_memory(0xd000_1000, 12)
+        .print_memory(0xd000_2008, 4)
+        .power_off();
+    let run = process::run(&config(&code.image(), &drives, 2), &[]);
+    // "virt", version 2, device 2 (block); device 4 (entropy).
+    assert_eq!(run.stdout, b"virt\x02\0\0\0\x02\0\0\0\x04\0\0\0", "{run:?}");
+}

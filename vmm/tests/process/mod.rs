@@ -1,0 +1,139 @@
+//! Starting the VMM as the host does, and collecting what it says.
+#![expect(unsafe_code, reason = "hands a descriptor to a child process")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use tempfile::NamedTempFile;
+
+/// The descriptor that the child finds the control socket at.
+const CONTROL_FD: i32 = 3;
+
+/// What one run of the VMM left behind.
+#[derive(Debug)]
+#[expect(
+    dead_code,
+    reason = "some fields are only for failure messages, and not every test looks at all"
+)]
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub events: Vec<serde_json::Value>,
+}
+
+/// Whether there is a KVM. Without one the test fails, unless the user knows.
+pub fn have_kvm() -> bool {
+    if std::path::Path::new("/dev/kvm").exists() {
+        return true;
+    }
+    assert_eq!(
+        std::env::var("DARUMA_NO_KVM").as_deref(),
+        Ok("1"),
+        "/dev/kvm does not exist; DARUMA_NO_KVM=1 skips the tests that need it"
+    );
+    println!("skipped: there is no /dev/kvm");
+    false
+}
+
+/// A configuration with `kernel`; `more` are further sections, with a comma in front.
+pub fn config(kernel: &NamedTempFile, more: &str, memory_mib: u32) -> String {
+    // The image must live until the VMM has read it: leak it into the test's temporary folder.
+    let path = kernel.path().with_extension("elf");
+    std::fs::copy(kernel.path(), &path).unwrap();
+    format!(
+        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "cmdline"}},
+            "machine-config": {{"vcpu_count": 1, "mem_size_mib": {memory_mib}}}{more}}}"#,
+        path.display()
+    )
+}
+
+/// Runs a guest; `actions` are sent when it runs.
+pub fn run(config: &str, actions: &[&str]) -> Run {
+    start(config, actions, b"")
+}
+
+/// Runs a guest with `input` on its serial port.
+pub fn run_with_input(config: &str, input: &[u8]) -> Run {
+    start(config, &[], input)
+}
+
+fn start(config: &str, actions: &[&str], input: &[u8]) -> Run {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), config).unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"));
+    command
+        .args([
+            "--id",
+            "test",
+            "--no-api",
+            "--control-fd",
+            "3",
+            "--config-file",
+        ])
+        .arg(file.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let fd = theirs.as_raw_fd();
+    // SAFETY: only calls that are safe after fork: the descriptor is open in the child, and nothing else of the child's
+    // is at the number it gets.
+    unsafe {
+        command.pre_exec(move || {
+            if fd == CONTROL_FD {
+                let flags = libc::fcntl(fd, libc::F_SETFD, 0);
+                return if flags < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                };
+            }
+            if libc::dup2(fd, CONTROL_FD) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    drop(theirs);
+    child.stdin.take().unwrap().write_all(input).unwrap();
+
+    let mut events = Vec::new();
+    let reader = BufReader::new(ours.try_clone().unwrap());
+    for line in reader.lines() {
+        // A VMM that ends with actions unread resets the connection.
+        let Ok(line) = line else { break };
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if event["event"] == "running" {
+            for action in actions {
+                writeln!(ours, "{action}").unwrap();
+            }
+        }
+        events.push(event);
+    }
+    let mut stdout = Vec::new();
+    let mut stderr = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut stdout)
+        .unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    let code = child.wait().unwrap().code();
+    Run {
+        code,
+        stdout,
+        stderr,
+        events,
+    }
+}
