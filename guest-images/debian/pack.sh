@@ -23,6 +23,9 @@ for unit in getty@tty1.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-b
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 
+# These say that systemd has seen this /usr: without them its first start would rebuild caches that are up to date.
+touch "$root/etc/.updated" "$root/var/.updated"
+
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 mke2fs -q -F -t ext4 -L "$label" -U "$uuid" -m 1 -d "$root" \
     -E "hash_seed=$uuid,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$image"

@@ -16,7 +16,10 @@ pub struct BusyBox {
 impl BusyBox {
     /// Takes the BusyBox at `path`, if it runs here and needs no libraries.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let unusable = |reason| Error::BusyBox { path: path.to_owned(), reason };
+        let unusable = |reason| Error::BusyBox {
+            path: path.to_owned(),
+            reason,
+        };
         let elf = fs::read(path).map_err(Error::io("read", path))?;
         match needs_interpreter(&elf) {
             None => return Err(unusable("not a 64-bit ELF program")),
@@ -26,7 +29,10 @@ impl BusyBox {
         let listed = Command::new(path)
             .arg("--list")
             .output()
-            .map_err(|source| Error::Start { program: path.display().to_string(), source })?;
+            .map_err(|source| Error::Start {
+                program: path.display().to_string(),
+                source,
+            })?;
         let applets: Vec<String> = String::from_utf8_lossy(&listed.stdout)
             .lines()
             .map(str::trim)
@@ -36,7 +42,10 @@ impl BusyBox {
         if !applets.iter().any(|name| name == "init") {
             return Err(unusable("it has no `init` applet"));
         }
-        Ok(Self { path: path.to_owned(), applets })
+        Ok(Self {
+            path: path.to_owned(),
+            applets,
+        })
     }
 
     /// The program file.
@@ -65,7 +74,11 @@ fn needs_interpreter(elf: &[u8]) -> Option<bool> {
     let count = u16::from_le_bytes(elf.get(56..58)?.try_into().ok()?);
     let headers = elf.get(usize::try_from(offset).ok()?..)?;
     let headers = headers.get(..usize::from(count).checked_mul(HEADER)?)?;
-    Some(headers.chunks_exact(HEADER).any(|header| header[..4] == PT_INTERP.to_le_bytes()))
+    Some(
+        headers
+            .chunks_exact(HEADER)
+            .any(|header| header[..4] == PT_INTERP.to_le_bytes()),
+    )
 }
 
 #[cfg(test)]
@@ -77,7 +90,10 @@ mod tests {
         // This test program itself: a dynamically linked executable.
         let me = std::env::current_exe().unwrap();
         let error = BusyBox::open(&me).unwrap_err().to_string();
-        assert!(error.contains("it is linked to shared libraries"), "{error}");
+        assert!(
+            error.contains("it is linked to shared libraries"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -39,11 +39,19 @@ const SIZE: u64 = 1 << 30;
 const LABEL: &str = "debian-root";
 const UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-646562696e72";
 
+/// No file of the image is newer, so that two builds of the same packages agree: the day of the release, in seconds
+/// since 1970.
+const EPOCH: u64 = 1_686_355_200;
+
 const PACK: &str = include_str!("../debian/pack.sh");
 
 macro_rules! recipe {
     ($path:literal, $file:literal) => {
-        RecipeFile { path: $path, mode: 0o644, content: include_str!(concat!("../debian/etc/", $file)) }
+        RecipeFile {
+            path: $path,
+            mode: 0o644,
+            content: include_str!(concat!("../debian/etc/", $file)),
+        }
     };
 }
 
@@ -62,8 +70,6 @@ pub struct Inputs<'a> {
     pub mirror: &'a str,
     /// Keyring that signs the mirror's release; `None` for apt's own.
     pub keyring: Option<&'a Path>,
-    /// Seconds since 1970 that no file of the image is newer than, so that two builds of one release agree.
-    pub epoch: u64,
     /// A folder for some 400 MB of temporary files.
     pub scratch: &'a Path,
     /// Takes the tools' output.
@@ -72,7 +78,14 @@ pub struct Inputs<'a> {
 
 /// What decides the image besides the packages' versions.
 pub fn recipe() -> String {
-    fingerprint(&FILES, &[SUITE, PACK, &format!("{PACKAGES:?} {DPKG_OPTIONS:?} {SIZE} {UUID}")])
+    fingerprint(
+        &FILES,
+        &[
+            SUITE,
+            PACK,
+            &format!("{PACKAGES:?} {DPKG_OPTIONS:?} {SIZE} {UUID} {EPOCH}"),
+        ],
+    )
 }
 
 /// Makes the root file system at `out`: installs the packages into an archive (by far the longest part, needs the
@@ -89,16 +102,22 @@ fn install_packages(inputs: &Inputs<'_>) -> Result<PathBuf, Error> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--variant=minbase", "--architectures=amd64", "--format=tar"])
-        .arg(format!("--include={},{INSTEAD_OF_USRMERGE}", PACKAGES.join(",")))
+        .arg(format!(
+            "--include={},{INSTEAD_OF_USRMERGE}",
+            PACKAGES.join(",")
+        ))
         .arg(format!("--hook-dir={MERGED_USR_HOOK}"))
         .args(DPKG_OPTIONS.map(|option| format!("--dpkgopt={option}")))
         // A mirror frozen in time is as good as one of today.
         .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
-        .env("SOURCE_DATE_EPOCH", inputs.epoch.to_string());
+        .env("SOURCE_DATE_EPOCH", EPOCH.to_string());
     if let Some(keyring) = inputs.keyring {
         mmdebstrap.arg(format!("--keyring={}", keyring.display()));
     }
-    mmdebstrap.arg(SUITE).arg(&archive).arg(format!("deb {} {SUITE} main", inputs.mirror));
+    mmdebstrap
+        .arg(SUITE)
+        .arg(&archive)
+        .arg(format!("deb {} {SUITE} main", inputs.mirror));
     tool::run(&mut mmdebstrap, inputs.log)?;
     Ok(archive)
 }
@@ -109,16 +128,24 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     let unfinished = tool::unfinished(out);
     tool::sparse_file(&unfinished, SIZE)?;
 
-    let mut shell = if is_root() { Command::new("sh") } else { Command::new("fakeroot") };
+    let mut shell = if is_root() {
+        Command::new("sh")
+    } else {
+        Command::new("fakeroot")
+    };
     if !is_root() {
         shell.arg("sh");
     }
-    shell.args(["-c", PACK, "pack.sh"]).arg(archive).arg(&files).arg(inputs.scratch.join("root"));
+    shell
+        .args(["-c", PACK, "pack.sh"])
+        .arg(archive)
+        .arg(&files)
+        .arg(inputs.scratch.join("root"));
     shell
         .arg(&unfinished)
         .args([LABEL, UUID])
-        .env("SOURCE_DATE_EPOCH", inputs.epoch.to_string())
-        .env("E2FSPROGS_FAKE_TIME", inputs.epoch.to_string());
+        .env("SOURCE_DATE_EPOCH", EPOCH.to_string())
+        .env("E2FSPROGS_FAKE_TIME", EPOCH.to_string());
     tool::run(&mut shell, inputs.log)?;
     tool::finish(&unfinished, out)
 }
@@ -135,14 +162,21 @@ mod tests {
 
     #[test]
     fn the_issue_states_the_password_that_pack_sets() {
-        let issue = FILES.iter().find(|file| file.path == "etc/issue").unwrap().content;
+        let issue = FILES
+            .iter()
+            .find(|file| file.path == "etc/issue")
+            .unwrap()
+            .content;
         assert!(issue.contains("password: daruma"));
         assert!(PACK.contains("Root's password is `daruma`"));
     }
 
     #[test]
     fn pack_is_valid_shell() {
-        let status = Command::new("sh").args(["-n", "-c", PACK]).status().unwrap();
+        let status = Command::new("sh")
+            .args(["-n", "-c", PACK])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 }

@@ -27,6 +27,9 @@ const DISK_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_6469736b0000);
 const PARTITION_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_6469736b0001);
 const FILE_SYSTEM_UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-6469736b0002";
 
+/// When the file system was made, as far as its superblock knows: 2023-06-10, in seconds since 1970.
+const EPOCH: u64 = 1_686_355_200;
+
 /// A file to put on the disk.
 #[derive(Debug)]
 pub struct Content<'a> {
@@ -41,10 +44,9 @@ pub fn recipe() -> String {
     format!("{SIZE} {MARGIN} {DISK_GUID} {PARTITION_GUID} {FILE_SYSTEM_UUID}")
 }
 
-/// Makes the disk image at `out`. No file system on it is newer than `epoch` (seconds since 1970).
+/// Makes the disk image at `out`. `scratch` is a folder to work in; `log` takes the tools' output.
 pub fn build(
     contents: &[Content<'_>],
-    epoch: u64,
     scratch: &Path,
     log: &Path,
     out: &Path,
@@ -57,8 +59,10 @@ pub fn build(
 
     let unfinished = tool::unfinished(out);
     let mut disk = tool::sparse_file(&unfinished, SIZE)?;
-    write_table(&mut disk)
-        .map_err(|source| Error::PartitionTable { path: unfinished.clone(), source })?;
+    write_table(&mut disk).map_err(|source| Error::PartitionTable {
+        path: unfinished.clone(),
+        source,
+    })?;
     drop(disk);
 
     let options = format!(
@@ -66,12 +70,23 @@ pub fn build(
     );
     let mut mke2fs = Command::new("mke2fs");
     mke2fs
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", FILE_SYSTEM_UUID])
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-m",
+            "0",
+            "-L",
+            LABEL,
+            "-U",
+            FILE_SYSTEM_UUID,
+        ])
         .args(["-b", &BLOCK.to_string(), "-E", &options, "-d"])
         .arg(&tree)
         .arg(&unfinished)
         .arg(((SIZE - 2 * MARGIN) / BLOCK).to_string())
-        .env("E2FSPROGS_FAKE_TIME", epoch.to_string());
+        .env("E2FSPROGS_FAKE_TIME", EPOCH.to_string());
     tool::run(&mut mke2fs, log)?;
     tool::finish(&unfinished, out)?;
     fs::remove_dir_all(&tree).map_err(Error::io("remove", &tree))
@@ -79,18 +94,28 @@ pub fn build(
 
 /// `source` at `target`: by a link where both lie on one file system, else by a copy that keeps holes.
 fn link_or_copy(source: &Path, target: &Path, log: &Path) -> Result<(), Error> {
-    let folder = target.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let folder = target
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_owned);
     fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     if fs::hard_link(source, target).is_ok() {
         return Ok(());
     }
-    tool::run(Command::new("cp").arg("--sparse=always").arg(source).arg(target), log)
+    tool::run(
+        Command::new("cp")
+            .arg("--sparse=always")
+            .arg(source)
+            .arg(target),
+        log,
+    )
 }
 
 /// The protective MBR and both copies of the GPT.
 fn write_table(disk: &mut File) -> std::io::Result<()> {
     let last_sector = u32::try_from(SIZE / SECTOR - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(last_sector).overwrite_lba0(disk).map_err(std::io::Error::other)?;
+    ProtectiveMBR::with_lb_size(last_sector)
+        .overwrite_lba0(disk)
+        .map_err(std::io::Error::other)?;
     let mut table = GptConfig::new()
         .writable(true)
         .logical_block_size(LogicalBlockSize::Lb512)
@@ -104,7 +129,9 @@ fn write_table(disk: &mut File) -> std::io::Result<()> {
         flags: 0,
         name: LABEL.to_owned(),
     };
-    table.update_partitions([(1, partition)].into()).map_err(std::io::Error::other)?;
+    table
+        .update_partitions([(1, partition)].into())
+        .map_err(std::io::Error::other)?;
     table.write().map_err(std::io::Error::other)?;
     Ok(())
 }

@@ -29,7 +29,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A tool could not be started at all.
-    #[error("Could not start {program}: is it installed? `cargo xtask doctor` lists what is needed")]
+    #[error(
+        "Could not start {program}: is it installed? `cargo xtask doctor` lists what is needed"
+    )]
     Start {
         /// The tool's name.
         program: String,
@@ -68,7 +70,11 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -83,7 +89,12 @@ pub(crate) struct RecipeFile {
 /// is still the right one.
 pub(crate) fn fingerprint(files: &[RecipeFile], rest: &[&str]) -> String {
     let mut text = String::new();
-    for RecipeFile { path, mode, content } in files {
+    for RecipeFile {
+        path,
+        mode,
+        content,
+    } in files
+    {
         text.push_str(&format!("{path} {mode:o} {}\n{content}\n", content.len()));
     }
     for part in rest {

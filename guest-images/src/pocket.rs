@@ -12,7 +12,16 @@ use crate::{Error, RecipeFile, fingerprint, tool};
 const UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-0d6172756d61";
 
 /// Folders that file systems are mounted on, or that programs expect.
-const FOLDERS: [&str; 8] = ["bin", "dev", "etc/acpi/PWRF", "proc", "root", "run", "sys", "tmp"];
+const FOLDERS: [&str; 8] = [
+    "bin",
+    "dev",
+    "etc/acpi/PWRF",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+];
 
 /// One folder of programs under all its usual names; logs and locks live in memory.
 const LINKS: [(&str, &str); 6] = [
@@ -26,17 +35,22 @@ const LINKS: [(&str, &str); 6] = [
 
 macro_rules! recipe {
     ($path:literal, $mode:literal, $file:literal) => {
-        RecipeFile { path: $path, mode: $mode, content: include_str!(concat!("../pocket/etc/", $file)) }
+        RecipeFile {
+            path: $path,
+            mode: $mode,
+            content: include_str!(concat!("../pocket/etc/", $file)),
+        }
     };
 }
 
-const FILES: [RecipeFile; 11] = [
+const FILES: [RecipeFile; 12] = [
     recipe!("etc/fstab", 0o644, "fstab"),
     recipe!("etc/group", 0o644, "group"),
     recipe!("etc/hostname", 0o644, "hostname"),
     recipe!("etc/hosts", 0o644, "hosts"),
     recipe!("etc/inittab", 0o644, "inittab"),
     recipe!("etc/issue", 0o644, "issue"),
+    recipe!("etc/nsswitch.conf", 0o644, "nsswitch.conf"),
     recipe!("etc/passwd", 0o644, "passwd"),
     recipe!("etc/profile", 0o644, "profile"),
     recipe!("etc/rc", 0o755, "rc"),
@@ -64,7 +78,10 @@ pub fn build(busybox: &BusyBox, scratch: &Path, log: &Path, out: &Path) -> Resul
     fs::copy(busybox.path(), &program).map_err(Error::io("write", &program))?;
     fs::set_permissions(&program, Permissions::from_mode(0o755))
         .map_err(Error::io("set the mode of", &program))?;
-    let applets = busybox.applets().iter().map(|name| (format!("bin/{name}"), "busybox"));
+    let applets = busybox
+        .applets()
+        .iter()
+        .map(|name| (format!("bin/{name}"), "busybox"));
     let links = LINKS.map(|(path, target)| (path.to_owned(), target));
     for (path, target) in links.into_iter().chain(applets) {
         let path = root.join(path);
@@ -79,7 +96,15 @@ pub fn build(busybox: &BusyBox, scratch: &Path, log: &Path, out: &Path) -> Resul
     fs::remove_file(&unfinished).ok();
     let mut mkfs = Command::new("mkfs.erofs");
     // No extended attributes (the kernels have none for erofs), clusters of 64 KiB, times of 1970.
-    mkfs.args(["-x-1", "-zlz4hc,12", "-C65536", "-T0", "--all-root", "-U", UUID]);
+    mkfs.args([
+        "-x-1",
+        "-zlz4hc,12",
+        "-C65536",
+        "-T0",
+        "--all-root",
+        "-U",
+        UUID,
+    ]);
     tool::run(mkfs.arg(&unfinished).arg(&root), log)?;
     tool::finish(&unfinished, out)?;
     fs::remove_dir_all(&root).map_err(Error::io("remove", &root))

@@ -35,17 +35,30 @@ pub fn run(command: &mut Command, log: &Path) -> Result<(), Error> {
         .stdout(output)
         .stderr(same)
         .status()
-        .map_err(|source| Error::Start { program: program.clone(), source })?;
+        .map_err(|source| Error::Start {
+            program: program.clone(),
+            source,
+        })?;
     if status.success() {
         return Ok(());
     }
     let said = fs::read(log).unwrap_or_default();
-    let said = said.get(usize::try_from(start).unwrap_or(usize::MAX)..).unwrap_or_default();
-    Err(Error::Tool { program, status, log: log.to_owned(), tail: tail(&String::from_utf8_lossy(said)) })
+    let said = said
+        .get(usize::try_from(start).unwrap_or(usize::MAX)..)
+        .unwrap_or_default();
+    Err(Error::Tool {
+        program,
+        status,
+        log: log.to_owned(),
+        tail: tail(&String::from_utf8_lossy(said)),
+    })
 }
 
 fn tail(text: &str) -> String {
-    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
@@ -83,7 +96,8 @@ pub fn sparse_file(path: &Path, size: u64) -> Result<File, Error> {
         .truncate(true)
         .open(path)
         .map_err(Error::io("create", path))?;
-    file.set_len(size).map_err(Error::io("set the size of", path))?;
+    file.set_len(size)
+        .map_err(Error::io("set the size of", path))?;
     Ok(file)
 }
 
@@ -108,8 +122,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         run(Command::new("sh").args(["-c", "echo earlier"]), &log).unwrap();
-        let error = run(Command::new("sh").args(["-c", "echo one; echo two >&2; exit 3"]), &log);
-        let Err(Error::Tool { tail, status, .. }) = error else { panic!("{error:?}") };
+        let error = run(
+            Command::new("sh").args(["-c", "echo one; echo two >&2; exit 3"]),
+            &log,
+        );
+        let Err(Error::Tool { tail, status, .. }) = error else {
+            panic!("{error:?}")
+        };
         assert_eq!(tail, "one\ntwo");
         assert_eq!(status.code(), Some(3));
     }
@@ -117,7 +136,16 @@ mod tests {
     #[test]
     fn a_missing_tool_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = run(&mut Command::new("no-such-tool"), &folder.path().join("log")).unwrap_err();
-        assert!(error.to_string().starts_with("Could not start no-such-tool"), "{error}");
+        let error = run(
+            &mut Command::new("no-such-tool"),
+            &folder.path().join("log"),
+        )
+        .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("Could not start no-such-tool"),
+            "{error}"
+        );
     }
 }

@@ -17,11 +17,16 @@ const PRESSED: i32 = 1;
 pub fn watch() -> io::Result<()> {
     let devices = input_devices()?;
     if devices.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "no input device in /dev/input"));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no input device in /dev/input",
+        ));
     }
     for path in devices {
         let device = File::open(path)?;
-        thread::Builder::new().stack_size(64 << 10).spawn(move || power_off_when_pressed(device))?;
+        thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(move || power_off_when_pressed(device))?;
     }
     Ok(())
 }

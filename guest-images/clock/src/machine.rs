@@ -1,5 +1,8 @@
 //! What PID 1 asks of the kernel and the machine: mounts, the console, the ready signal, power.
-#![expect(unsafe_code, reason = "mount(2) and reboot(2) have no safe form in libc")]
+#![expect(
+    unsafe_code,
+    reason = "mount(2) and reboot(2) have no safe form in libc"
+)]
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
@@ -14,13 +17,21 @@ const BOOT_TIMER_MAGIC: u8 = 123;
 
 /// Mounts `/dev`, `/proc` and `/sys`; returns a sentence for each that failed.
 pub fn mount_pseudo_file_systems() -> Vec<String> {
-    [(c"devtmpfs", c"/dev"), (c"proc", c"/proc"), (c"sysfs", c"/sys")]
-        .into_iter()
-        .filter_map(|(kind, target)| {
-            let error = mount(kind, target).err()?;
-            Some(format!("could not mount {} on {}: {error}", kind.to_string_lossy(), target.to_string_lossy()))
-        })
-        .collect()
+    [
+        (c"devtmpfs", c"/dev"),
+        (c"proc", c"/proc"),
+        (c"sysfs", c"/sys"),
+    ]
+    .into_iter()
+    .filter_map(|(kind, target)| {
+        let error = mount(kind, target).err()?;
+        Some(format!(
+            "could not mount {} on {}: {error}",
+            kind.to_string_lossy(),
+            target.to_string_lossy()
+        ))
+    })
+    .collect()
 }
 
 fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
@@ -28,8 +39,20 @@ fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
         fs::create_dir_all(path)?;
     }
     // SAFETY: all pointers are to NUL-terminated strings that outlive the call, and these file systems take no data.
-    let result = unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, ptr::null()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            0,
+            ptr::null(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The kernel's console, or nothing if there is none: a clock without a face still answers its button.
@@ -63,7 +86,10 @@ pub fn online_cpus() -> usize {
 /// Powers the machine off. Returns only if the kernel refused, and then tries a restart as the next best.
 pub fn power_off() {
     Console::open().say("clock: power button pressed, powering off");
-    for command in [libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART] {
+    for command in [
+        libc::LINUX_REBOOT_CMD_POWER_OFF,
+        libc::LINUX_REBOOT_CMD_RESTART,
+    ] {
         // SAFETY: takes a number only. Nothing of this process has to survive it; no file system is writable.
         unsafe { libc::reboot(command) };
     }

@@ -36,7 +36,10 @@ fn main() {
 
 fn tick(console: &mut Console) {
     let now = Utc::from(SystemTime::now());
-    console.say(&format!("clock: {now} UTC, {} CPUs online", machine::online_cpus()));
+    console.say(&format!(
+        "clock: {now} UTC, {} CPUs online",
+        machine::online_cpus()
+    ));
 }
 
 /// How long to sleep so that the next line appears just after the second has changed.

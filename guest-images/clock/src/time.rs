@@ -15,18 +15,37 @@ pub struct Utc {
 
 impl From<SystemTime> for Utc {
     fn from(time: SystemTime) -> Self {
-        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let (year, month, day) = civil_from_days(seconds / SECONDS_PER_DAY);
-        Self { year, month, day, second_of_day: seconds % SECONDS_PER_DAY }
+        Self {
+            year,
+            month,
+            day,
+            second_of_day: seconds % SECONDS_PER_DAY,
+        }
     }
 }
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { year, month, day, second_of_day } = self;
-        let (hour, minute, second) =
-            (second_of_day / 3_600, second_of_day / 60 % 60, second_of_day % 60);
-        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+        let Self {
+            year,
+            month,
+            day,
+            second_of_day,
+        } = self;
+        let (hour, minute, second) = (
+            second_of_day / 3_600,
+            second_of_day / 60 % 60,
+            second_of_day % 60,
+        );
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
+        )
     }
 }
 
@@ -47,7 +66,11 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let months_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * months_from_march + 2) / 5 + 1;
-    let month = if months_from_march < 10 { months_from_march + 3 } else { months_from_march - 9 };
+    let month = if months_from_march < 10 {
+        months_from_march + 3
+    } else {
+        months_from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -80,7 +103,10 @@ mod tests {
             let same_month = next == (year, month, day + 1);
             let new_month = next == (year, month + 1, 1) && day >= 28;
             let new_year = next == (year + 1, 1, 1) && (month, day) == (12, 31);
-            assert!(same_month || new_month || new_year, "{previous:?} then {next:?}");
+            assert!(
+                same_month || new_month || new_year,
+                "{previous:?} then {next:?}"
+            );
             previous = next;
         }
         assert_eq!(previous, (2370, 1, 1));

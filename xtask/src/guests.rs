@@ -1,0 +1,117 @@
+//! The guests' images, kept in the cache as long as their recipes stay.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use guest_images::busybox::BusyBox;
+use guest_images::{debian, pocket};
+
+use crate::apt::Apt;
+use crate::cache::{self, Origin};
+use crate::paths::Paths;
+use crate::tool;
+use crate::ui::{self, Step};
+
+/// Downloads and unpacks Debian's or Ubuntu's static BusyBox; it is not installed on the machine.
+fn busybox(paths: &Paths, apt: &Apt, step: &Step) -> Result<PathBuf> {
+    const PACKAGE: &str = "busybox-static";
+    let (folder, _) = cache::entry(&paths.cache, "busybox", PACKAGE, step, |folder| {
+        apt.update(step)?;
+        step.set("downloading BusyBox");
+        let package = apt
+            .download(PACKAGE, None, folder)
+            .context("Could not download busybox-static")?;
+        let contents = folder.join("package");
+        let log = paths.log("busybox");
+        tool::run(
+            Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(package)
+                .arg(&contents),
+            &log,
+            |_| {},
+        )?;
+        let program = ["bin/busybox", "usr/bin/busybox"]
+            .into_iter()
+            .map(|path| contents.join(path))
+            .find(|path| path.is_file())
+            .context("The package busybox-static has no program `busybox`")?;
+        let place = folder.join("busybox");
+        fs::rename(&program, &place)
+            .with_context(|| format!("Could not move {}", program.display()))
+    })?;
+    Ok(folder.join("busybox"))
+}
+
+/// The root of `pocket`.
+pub fn pocket_root(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
+    const NAME: &str = "root.erofs";
+    let step = Step::begin("pocket");
+    let program = busybox(paths, apt, &step)?;
+    let bytes =
+        fs::read(&program).with_context(|| format!("Could not read {}", program.display()))?;
+    let key = cache::key(&[&pocket::recipe(), &cache::sha256(&bytes)]);
+    let (folder, origin) = cache::entry(&paths.cache, "pocket", &key, &step, |folder| {
+        step.set("making its root");
+        let busybox = BusyBox::open(&program)?;
+        pocket::build(
+            &busybox,
+            &paths.scratch("pocket"),
+            &fresh_log(paths, "pocket")?,
+            &folder.join(NAME),
+        )?;
+        Ok(())
+    })?;
+    finish(step, origin, folder.join(NAME))
+}
+
+/// The root of `debian`, and the key that names it.
+pub fn debian_root(paths: &Paths, apt: &Apt) -> Result<(PathBuf, String)> {
+    const NAME: &str = "root.img";
+    let step = Step::begin("debian");
+    let key = cache::key(&[&debian::recipe()]);
+    let (folder, origin) = cache::entry(&paths.cache, "debian", &key, &step, |folder| {
+        step.set("installing Debian into an image (about a minute)");
+        let (mirror, keyring) = apt.debian_mirror();
+        let log = fresh_log(paths, "debian")?;
+        let scratch = folder.join("scratch");
+        let inputs = debian::Inputs {
+            mirror: &mirror,
+            keyring: keyring.as_deref(),
+            scratch: &scratch,
+            log: &log,
+        };
+        debian::build(&inputs, &folder.join(NAME))?;
+        Ok(())
+    })?;
+    Ok((finish(step, origin, folder.join(NAME))?, key))
+}
+
+/// The recipes append to their logs: an old one must not be there.
+fn fresh_log(paths: &Paths, name: &str) -> Result<PathBuf> {
+    let log = paths.log(name);
+    if log.exists() {
+        fs::remove_file(&log).with_context(|| format!("Could not remove {}", log.display()))?;
+    }
+    Ok(log)
+}
+
+fn finish(step: Step, origin: Origin, file: PathBuf) -> Result<PathBuf> {
+    let bytes = fs::metadata(&file)
+        .with_context(|| {
+            format!(
+                "Could not find {}: remove the folder it was in",
+                file.display()
+            )
+        })?
+        .len();
+    let how = if origin == Origin::Built {
+        "made"
+    } else {
+        "in the cache"
+    };
+    step.done(&format!("{how}, {}", ui::size(bytes)));
+    Ok(file)
+}

@@ -1,0 +1,106 @@
+//! The programs that go into the image, built by cargo.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use firmware_glue::stage;
+
+use crate::paths::Paths;
+use crate::tool;
+use crate::ui::{self, Step};
+
+/// Named, so that build scripts and macros are not built static.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// No shared libraries in flash.
+const STATIC: (&str, &str) = (
+    "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+    "-C target-feature=+crt-static",
+);
+const PROFILE: &str = "rom";
+
+/// The programs, as bytes.
+pub struct Product {
+    /// Host and VMM in one.
+    pub daruma: Vec<u8>,
+    /// The `clock` guest.
+    pub clock: Vec<u8>,
+    /// The ROM stage as it lies in flash.
+    pub bootblock: Vec<u8>,
+}
+
+impl Product {
+    pub fn build(paths: &Paths) -> Result<Self> {
+        let step = Step::begin("programs");
+        let mut programs = cargo(&["build", "--profile", PROFILE, "--target", TARGET]);
+        programs.args([
+            "--package",
+            "host",
+            "--bin",
+            "daruma",
+            "--package",
+            "clock",
+            "--bin",
+            "clock",
+        ]);
+        run(programs.env(STATIC.0, STATIC.1), paths, &step)?;
+        let folder = paths.target.join(TARGET).join(PROFILE);
+        let (daruma, clock) = (read(&folder.join("daruma"))?, read(&folder.join("clock"))?);
+
+        let mut bootblock = cargo(&["build", "--profile", PROFILE, "--package", "bootblock"]);
+        bootblock.args(["--features", "stage", "--bin", "bootblock"]);
+        run(&mut bootblock, paths, &step)?;
+        let elf = read(&paths.target.join(PROFILE).join("bootblock"))?;
+        let bootblock = stage::flatten(&elf)?;
+        step.done(&format!(
+            "daruma {}, clock {}, ROM stage {}",
+            ui::size(daruma.len() as u64),
+            ui::size(clock.len() as u64),
+            ui::size(bootblock.len() as u64)
+        ));
+        Ok(Self {
+            daruma,
+            clock,
+            bootblock,
+        })
+    }
+}
+
+/// Builds one more static program and says where it is.
+pub fn static_program(paths: &Paths, package: &str, name: &str, step: &Step) -> Result<PathBuf> {
+    let mut build = cargo(&["build", "--profile", PROFILE, "--target", TARGET]);
+    build.args(["--package", package, "--bin", name]);
+    run(build.env(STATIC.0, STATIC.1), paths, step)?;
+    Ok(paths.target.join(TARGET).join(PROFILE).join(name))
+}
+
+/// The cargo that runs this program.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
+}
+
+/// Runs cargo in the workspace, its progress as the step's detail.
+pub fn run(command: &mut Command, paths: &Paths, step: &Step) -> Result<()> {
+    command
+        .current_dir(&paths.root)
+        .env("CARGO_TERM_COLOR", "never");
+    tool::run(command, &paths.log("programs"), |line| {
+        let words = line.trim_start();
+        if words.starts_with("Compiling ") || words.starts_with("Downloading ") {
+            step.set(words);
+        }
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(&path).with_context(|| {
+        format!(
+            "Could not read {}, which cargo has just built",
+            path.display()
+        )
+    })
+}

@@ -1,0 +1,50 @@
+//! `cargo xtask run`: the ROM in QEMU, with this terminal attached.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::image;
+use crate::paths::Paths;
+use crate::qemu;
+use crate::ui;
+use crate::world::{Acceleration, World};
+
+#[derive(Args)]
+pub struct Options {
+    /// Shows the machine's screen in a window too (needs a graphical session)
+    #[arg(long)]
+    screen: bool,
+    /// Further arguments for QEMU, after `--`
+    #[arg(last = true)]
+    qemu: Vec<String>,
+}
+
+pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
+    let image = image::build(paths, &image::Options::keep())?;
+    let world = World::detect();
+    let acceleration = world.acceleration();
+    let mut command = qemu::command(&image, acceleration);
+    if !options.screen {
+        command.args(["-display", "none"]);
+    }
+    // Ctrl-C goes to the machine; Ctrl-A is QEMU's key, as with -nographic.
+    command.args(["-serial", "mon:stdio"]).args(&options.qemu);
+    match acceleration {
+        Acceleration::Kvm => ui::say("run        with hardware virtualization"),
+        Acceleration::Tcg => ui::say(
+            "run        everything is emulated (`cargo xtask doctor` says why): about half a minute to the first guest",
+        ),
+    }
+    ui::say(&format!("run        {}", qemu::as_typed(&command)));
+    ui::say("run        Ctrl-A x ends the machine at once, Ctrl-A h lists QEMU's keys\n");
+    let _pause = ui::pause();
+    let status = command
+        .status()
+        .context("Could not start qemu-system-x86_64")?;
+    if !status.success() {
+        bail!("QEMU ended with {status}; it says why above");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,242 @@
+//! `cargo xtask test`: everything that is checked, in the order of what fails soonest.
+
+mod libtest;
+mod nested;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use self::libtest::Tally;
+use self::nested::Boots;
+use crate::image::{self, product};
+use crate::paths::Paths;
+use crate::{setup, ui};
+
+#[derive(Args)]
+pub struct Options {
+    /// Only format, lints and the tests that need no machine
+    #[arg(long, conflicts_with = "nested_only")]
+    unit_only: bool,
+    /// Only the tests that boot the ROM with real guests
+    #[arg(long)]
+    nested_only: bool,
+    /// Only tests with this text in their names
+    filter: Option<String>,
+}
+
+/// One line of the summary.
+struct Part {
+    name: &'static str,
+    tally: Tally,
+    note: String,
+    took: std::time::Duration,
+}
+
+pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
+    let mut parts = Vec::new();
+    if !options.nested_only {
+        setup::run(paths)?;
+        if options.filter.is_none() {
+            parts.push(check("format", paths, &["fmt", "--all", "--check"])?);
+            parts.push(check(
+                "lints",
+                paths,
+                &[
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+            )?);
+        }
+        let workspace = [
+            "test",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "tests",
+        ];
+        parts.push(tests("unit tests", paths, &workspace, options)?);
+        let rules = [
+            "test",
+            "--no-fail-fast",
+            "--package",
+            "tests",
+            "--lib",
+            "--test",
+            "workspace",
+        ];
+        parts.push(tests("workspace", paths, &rules, options)?);
+    }
+    if !options.unit_only {
+        parts.push(nested_tests(paths, options)?);
+    }
+    let (passed, failed) = summarize(&parts);
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 && passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A check that is no test run: counts as one failure if it fails, and not at all otherwise.
+fn check(name: &'static str, paths: &Paths, arguments: &[&str]) -> Result<Part> {
+    let start = Instant::now();
+    say(name);
+    let _pause = ui::pause();
+    let status = product::cargo(arguments)
+        .current_dir(&paths.root)
+        .stdin(Stdio::null())
+        .status()
+        .context("Could not start cargo")?;
+    let mut tally = Tally::default();
+    let mut note = "clean".to_owned();
+    if !status.success() {
+        tally.failed = 1;
+        tally.failures.push(name.to_owned());
+        note = format!("cargo {} fails", arguments.join(" "));
+    }
+    Ok(Part {
+        name,
+        tally,
+        note,
+        took: start.elapsed(),
+    })
+}
+
+fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Options) -> Result<Part> {
+    let start = Instant::now();
+    say(name);
+    let mut command = product::cargo(arguments);
+    command.args(&options.filter);
+    let tally = cargo_test(&mut command, paths)?;
+    Ok(Part {
+        name,
+        tally,
+        note: String::new(),
+        took: start.elapsed(),
+    })
+}
+
+/// Real guests in a nested machine, one test after the other: each has the whole computer.
+fn nested_tests(paths: &Paths, options: &Options) -> Result<Part> {
+    let image = image::build(paths, &image::Options::keep())?;
+    let start = Instant::now();
+    say("nested tests");
+    let records = paths.nested();
+    if records.exists() {
+        fs::remove_dir_all(&records)
+            .with_context(|| format!("Could not empty {}", records.display()))?;
+    }
+    let mut command = product::cargo(&[
+        "test",
+        "--no-fail-fast",
+        "--package",
+        "tests",
+        "--test",
+        "nested",
+    ]);
+    command
+        .args(&options.filter)
+        .args(["--", "--test-threads=1"]);
+    command
+        .env("DARUMA_IMAGE", image)
+        .env("DARUMA_NESTED_RECORDS", &records);
+    let mut tally = cargo_test(&mut command, paths)?;
+
+    let boots = Boots::read(&records)?;
+    let unproved: Vec<String> = boots
+        .unproved(&tally.names)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    for test in unproved {
+        println!(
+            "Test {test} passed, but left no record of a nested boot in {}",
+            records.display()
+        );
+        tally.passed -= 1;
+        tally.failed += 1;
+        tally.failures.push(test);
+    }
+    if boots.total() == 0 && options.filter.is_none() {
+        println!("Not a single nested boot ran: this run proves nothing about guests");
+        tally.failed += 1;
+        tally.failures.push("nested boots".to_owned());
+    }
+    let note = format!(
+        "{} nested boots really ran; consoles in {}",
+        boots.total(),
+        records.display()
+    );
+    Ok(Part {
+        name: "nested tests",
+        tally,
+        note,
+        took: start.elapsed(),
+    })
+}
+
+/// Runs `cargo test`, shows its output as it comes, and counts.
+fn cargo_test(command: &mut Command, paths: &Paths) -> Result<Tally> {
+    let _pause = ui::pause();
+    let (reader, writer) = io::pipe().context("Could not make a pipe")?;
+    command
+        .current_dir(&paths.root)
+        .stdin(Stdio::null())
+        .stdout(writer);
+    let mut child = command.spawn().context("Could not start cargo")?;
+    // The command holds the pipe's writing end too: the reader would never see the end.
+    command.stdout(Stdio::null());
+    let mut tally = Tally::default();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line.context("Could not read from cargo")?;
+        let line = String::from_utf8_lossy(&line);
+        tally.line(&line);
+        println!("{line}");
+    }
+    let status = child.wait().context("Could not wait for cargo")?;
+    if !status.success() && tally.failed == 0 {
+        // It did not compile, or a test program died without a result.
+        tally.failed = 1;
+        tally.failures.push("cargo test".to_owned());
+    }
+    Ok(tally)
+}
+
+fn say(name: &str) {
+    ui::say(&format!("\n=== {name}"));
+}
+
+fn summarize(parts: &[Part]) -> (usize, usize) {
+    println!(
+        "\n{:<14} {:>7} {:>7} {:>8} {:>8}",
+        "", "passed", "failed", "ignored", "time"
+    );
+    for Part {
+        name,
+        tally,
+        note,
+        took,
+    } in parts
+    {
+        let time = ui::clock(*took);
+        println!(
+            "{name:<14} {:>7} {:>7} {:>8} {time:>8}  {note}",
+            tally.passed, tally.failed, tally.ignored
+        );
+    }
+    for failure in parts.iter().flat_map(|part| &part.tally.failures) {
+        println!("failed: {failure}");
+    }
+    let sum = |count: fn(&Tally) -> usize| parts.iter().map(|part| count(&part.tally)).sum();
+    (sum(|tally| tally.passed), sum(|tally| tally.failed))
+}
