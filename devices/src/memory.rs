@@ -103,3 +103,59 @@ pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> Result<GuestMemory, Memory
     };
     map(ranges.iter().map(spec).collect(), false)
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::bitmap::Bitmap;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    use super::*;
+
+    fn spec(base: u64, len: usize) -> RegionSpec {
+        RegionSpec {
+            base: GuestAddress(base),
+            len,
+            file: None,
+        }
+    }
+
+    #[test]
+    fn dirty_tracking_is_a_choice_of_run_time() {
+        for track in [true, false] {
+            let memory = map(vec![spec(0, 0x4000)], track).unwrap();
+            memory.write_obj(1_u8, GuestAddress(0x2345)).unwrap();
+            let region = memory.find_region(GuestAddress(0)).unwrap();
+            assert_eq!(region.bitmap().dirty_at(0x2000), track);
+            assert!(!region.bitmap().dirty_at(0x1fff));
+        }
+    }
+
+    #[test]
+    fn file_behind_memory_sees_what_is_written() {
+        use std::os::unix::fs::FileExt;
+
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x2000).unwrap();
+        let other = file.try_clone().unwrap();
+        let backed = RegionSpec {
+            file: Some(FileOffset::new(file, 0x1000)),
+            ..spec(0, 0x1000)
+        };
+        let memory = map(vec![backed], false).unwrap();
+        memory.write_slice(b"shared", GuestAddress(2)).unwrap();
+        let mut data = [0; 6];
+        other.read_exact_at(&mut data, 0x1002).unwrap();
+        assert_eq!(&data, b"shared");
+    }
+
+    #[test]
+    fn memory_that_cannot_be_is_refused() {
+        let overlap = map(vec![spec(0, 0x2000), spec(0x1000, 0x1000)], false);
+        assert!(matches!(overlap, Err(MemoryError::Regions(_))));
+        let wraps = map(vec![spec(u64::MAX - 0xfff, 0x2000)], false);
+        assert!(matches!(wraps, Err(MemoryError::Wraps { .. })));
+        // Sizes that even overcommit does not give.
+        let too_much = map(vec![spec(0, 1 << 60)], false);
+        assert!(matches!(too_much, Err(MemoryError::Map { len, .. }) if len == 1 << 60));
+    }
+}

@@ -25,3 +25,47 @@ impl Throttle {
         self.count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fmt;
+
+    use super::*;
+
+    /// Counts how often it is written out.
+    struct Written<'a>(&'a Cell<u32>);
+
+    impl Display for Written<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.set(self.0.get() + 1);
+            f.write_str("offence")
+        }
+    }
+
+    struct Formatting;
+
+    impl log::Log for Formatting {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            let _ = record.args().to_string();
+        }
+
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn log_grows_with_the_logarithm() {
+        log::set_boxed_logger(Box::new(Formatting)).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+        let lines = Cell::new(0);
+        let mut throttle = Throttle::default();
+        for _ in 0..1000 {
+            throttle.warn(Written(&lines));
+        }
+        assert_eq!((throttle.count(), lines.get()), (1000, 10));
+    }
+}

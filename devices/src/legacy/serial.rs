@@ -242,3 +242,6 @@ impl MutEventSubscriber for SerialInput {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -298,7 +298,9 @@ impl VirtioState {
             return false;
         }
         if register == Register::QueueReady {
-            queue.ready = value == 1;
+            if value <= 1 {
+                queue.ready = value == 1;
+            }
             return value <= 1;
         }
         if queue.ready {

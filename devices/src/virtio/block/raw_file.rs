@@ -169,3 +169,82 @@ impl Backend for RawFile {
         self.file.sync_data()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    fn image(len: usize) -> NamedTempFile {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&vec![0; len]).unwrap();
+        file
+    }
+
+    fn open(image: &NamedTempFile, read_only: bool) -> Result<RawFile, RawFileError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(image.path())
+            .unwrap();
+        RawFile::new(file, read_only)
+    }
+
+    #[test]
+    fn image_must_be_whole_sectors() {
+        for len in [0, 1, 511, 513, 1023] {
+            let error = open(&image(len), true).unwrap_err();
+            assert!(
+                matches!(error, RawFileError::NotWholeSectors { len: l } if l == len as u64),
+                "{error}"
+            );
+        }
+        assert_eq!(open(&image(1536), true).unwrap().len(), 1536);
+    }
+
+    #[test]
+    fn disk_has_one_writer_or_many_readers() {
+        let image = image(512);
+        let writer = open(&image, false).unwrap();
+        assert!(matches!(open(&image, false), Err(RawFileError::InUse)));
+        assert!(matches!(open(&image, true), Err(RawFileError::InUse)));
+        drop(writer);
+        let readers = [open(&image, true).unwrap(), open(&image, true).unwrap()];
+        assert!(matches!(open(&image, false), Err(RawFileError::InUse)));
+        drop(readers);
+        open(&image, false).unwrap();
+    }
+
+    #[test]
+    fn content_is_never_looked_at() {
+        // What a hostile guest may leave behind: the header of a qcow2 image.
+        let mut image = NamedTempFile::new().unwrap();
+        let mut data = [0; 1024];
+        data[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        image.write_all(&data).unwrap();
+        assert_eq!(open(&image, true).unwrap().len(), 1024);
+    }
+
+    #[test]
+    fn moved_bytes_are_dropped_from_the_front() {
+        let mut bytes = [0_u8; 30];
+        let base: *mut u8 = bytes.as_mut_ptr();
+        let vector = |at: usize, len| iovec {
+            iov_base: base.wrapping_add(at).cast(),
+            iov_len: len,
+        };
+        for (moved, left, first) in [(0, 3, 10), (4, 3, 6), (10, 2, 5), (14, 2, 1), (30, 0, 0)] {
+            let mut vectors = [vector(0, 10), vector(10, 5), vector(15, 15)];
+            let rest = advance(&mut vectors, moved);
+            assert_eq!(rest.len(), left);
+            if let Some(next) = rest.first() {
+                assert_eq!(next.iov_len, first);
+                assert_eq!(next.iov_base.cast::<u8>(), base.wrapping_add(moved));
+            }
+        }
+    }
+}

@@ -1,1 +1,269 @@
+use proptest::prelude::*;
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
 use super::*;
+use crate::virtio::block::{Block, RawFile};
+use crate::virtio::queue::RING_FEATURES;
+use crate::virtio::rng::Rng;
+use crate::virtio::state::{DRIVER_OK, NEEDS_RESET};
+use crate::virtio::testing::MmioGuest;
+
+fn disk() -> Block {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8 * 512).unwrap();
+    Block::new(Box::new(RawFile::new(file, false).unwrap()), "test")
+}
+
+#[test]
+fn device_is_recognised() {
+    let mut guest = MmioGuest::new(Rng::new());
+    assert_eq!(guest.read(0x000), 0x7472_6976);
+    assert_eq!(guest.read(0x004), 2);
+    assert_eq!(guest.read(0x008), VIRTIO_ID_RNG);
+    assert_ne!(guest.read(0x00c), 0);
+    assert_eq!(guest.offered(), RING_FEATURES);
+    guest.write(0x030, 0);
+    assert_eq!(guest.read(0x034), 16);
+}
+
+#[test]
+fn absent_shared_memory_reads_as_minus_one() {
+    let mut guest = MmioGuest::new(Rng::new());
+    guest.write(0x0ac, 3);
+    for offset in [0x0b0, 0x0b4, 0x0b8, 0x0bc] {
+        assert_eq!(guest.read(offset), u32::MAX);
+    }
+}
+
+#[test]
+fn interrupt_carries_its_reason_until_acknowledged() {
+    let mut guest = MmioGuest::new(Rng::new());
+    let mut ring = guest.start_all();
+    assert_eq!(guest.read(0x060), 0);
+    let buffer = ring.buffer(8, true);
+    ring.add(&[buffer]);
+    guest.notify(0);
+    assert_eq!(guest.interrupts(), 1);
+    assert_eq!(guest.acknowledge(), USED_BUFFERS);
+    assert_eq!(guest.read(0x060), 0);
+
+    ring.set_available_index(99);
+    guest.notify(0);
+    assert_eq!(guest.interrupts(), 1);
+    assert_eq!(guest.acknowledge(), CONFIG_CHANGED);
+    assert_eq!(guest.status() & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
+fn reset_clears_the_interrupt_status() {
+    let mut guest = MmioGuest::new(Rng::new());
+    let mut ring = guest.start_all();
+    let buffer = ring.buffer(8, true);
+    ring.add(&[buffer]);
+    guest.notify(0);
+    guest.write(0x070, 0);
+    assert_eq!((guest.read(0x060), guest.status()), (0, 0));
+}
+
+#[test]
+fn device_works_again_after_a_reset_with_requests_waiting() {
+    let mut guest = MmioGuest::new(Rng::new());
+    for _ in 0..3 {
+        let mut ring = guest.start_all();
+        let buffer = ring.buffer(8, true);
+        let head = ring.add(&[buffer]);
+        guest.notify(0);
+        assert_eq!(ring.used(), Some((head, 8)));
+        // Rung for, but reset before the device thread came to it.
+        ring.add(&[buffer]);
+        guest.write(0x050, 0);
+        guest.write(0x070, 0);
+        guest.run();
+        assert_eq!(ring.used(), None);
+    }
+}
+
+#[test]
+fn doorbell_rung_by_the_kernel_is_as_good_as_the_register() {
+    let mut guest = MmioGuest::new(Rng::new());
+    let mut ring = guest.start_all();
+    let buffer = ring.buffer(8, true);
+    let head = ring.add(&[buffer]);
+    guest.transport.doorbells()[0].write(1).unwrap();
+    guest.run();
+    assert_eq!(ring.used(), Some((head, 8)));
+}
+
+#[test]
+fn notifying_a_queue_that_does_not_exist_is_refused() {
+    let mut guest = MmioGuest::new(Rng::new());
+    let _ring = guest.start_all();
+    for index in [1, 0x1_0000, u32::MAX] {
+        guest.write(0x050, index);
+    }
+    guest.run();
+    assert_eq!(guest.transport.lock().refused_writes(), 3);
+    assert_eq!(guest.status() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK);
+}
+
+#[test]
+fn configuration_is_read_in_any_width_and_zero_beyond_its_end() {
+    let mut guest = MmioGuest::new(disk());
+    let mut capacity = [0xaa; 8];
+    guest.transport.read(CONFIG, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 8);
+    let mut byte = [0xaa];
+    guest.transport.read(CONFIG, &mut byte);
+    assert_eq!(byte, [8]);
+    let mut over_the_end = [0xaa; 8];
+    guest.transport.read(CONFIG + 20, &mut over_the_end);
+    assert_eq!(over_the_end, [0, 2, 0, 0, 0, 0, 0, 0]);
+    guest.transport.read(LEN - 8, &mut over_the_end);
+    assert_eq!(over_the_end, [0; 8]);
+}
+
+/// Brings a guest's device to one of the statuses a driver can reach.
+fn reach(guest: &mut MmioGuest, status: u8) {
+    let features = guest.offered();
+    match status {
+        0 => {}
+        1 => drop(guest.add_status(1)),
+        2 => drop(guest.add_status(3)),
+        3 => drop(guest.negotiate(features)),
+        4 => drop(guest.start_all()),
+        5 => {
+            guest.start_all().set_available_index(u16::MAX);
+            guest.notify(0);
+        }
+        _ => {
+            guest.start_all();
+            guest.add_status(128);
+        }
+    }
+}
+
+/// What a driver can read of the device without changing it: 64 registers, and what is behind those
+/// that can only be written.
+fn visible(guest: &mut MmioGuest) -> Vec<u32> {
+    let mut seen: Vec<u32> = (0..CONFIG)
+        .step_by(4)
+        .map(|offset| guest.read(offset))
+        .collect();
+    let state = guest.transport.lock();
+    seen.extend(
+        [
+            Register::DriverFeatures,
+            Register::QueueSize,
+            Register::QueueDescriptorsLow,
+            Register::QueueDescriptorsHigh,
+            Register::QueueAvailableLow,
+            Register::QueueAvailableHigh,
+            Register::QueueUsedLow,
+            Register::QueueUsedHigh,
+        ]
+        .map(|register| state.read(register)),
+    );
+    seen
+}
+
+/// What is behind the registers that can only be written, whatever is selected.
+fn behind(guest: &mut MmioGuest) -> Vec<u32> {
+    guest.write(0x024, 0);
+    guest.write(0x030, 0);
+    visible(guest).split_off(64)
+}
+
+#[test]
+fn registers_answer_to_aligned_32_bits_only() {
+    for status in 0..7 {
+        let mut guest = MmioGuest::new(disk());
+        reach(&mut guest, status);
+        let before = visible(&mut guest);
+        for offset in 0..CONFIG {
+            for width in [1, 2, 4, 8] {
+                if width == 4 && offset % 4 == 0 {
+                    continue;
+                }
+                let mut data = vec![0xaa; width];
+                guest.transport.read(offset, &mut data);
+                assert_eq!(data, vec![0; width], "read of {width} at {offset:#x}");
+                for byte in [0, 1, 0xff] {
+                    guest.transport.write(offset, &vec![byte; width]);
+                }
+            }
+        }
+        guest.run();
+        assert_eq!(visible(&mut guest), before, "status {status}");
+    }
+}
+
+#[test]
+fn every_register_in_every_status_keeps_the_device_alive() {
+    for status in 0..7 {
+        for offset in (0..LEN).step_by(4) {
+            for value in [0, 1, 2, 0x10, 0x80, 0xffff, 0x8000_0000, u32::MAX] {
+                // Past the registers and the configuration all is the same.
+                if offset > 0x140 && offset + 8 < LEN {
+                    continue;
+                }
+                let mut guest = MmioGuest::new(disk());
+                reach(&mut guest, status);
+                let before = behind(&mut guest);
+                guest.write(offset, value);
+                guest.run();
+                if status >= 4 && guest.status() != 0 {
+                    let after = behind(&mut guest);
+                    assert_eq!(
+                        after, before,
+                        "{value:#x} to {offset:#x} in status {status}"
+                    );
+                }
+                // Whatever it was, a reset and a good driver get the device to work.
+                let mut ring = guest.start_all();
+                let header = ring.data(&[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                let id = ring.buffer(20, true);
+                let end = ring.buffer(1, true);
+                let head = ring.add(&[header, id, end]);
+                guest.notify(0);
+                assert_eq!(ring.used(), Some((head, 21)), "{value:#x} to {offset:#x}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_accesses_are_harmless(
+        status in 0..7_u8,
+        accesses in proptest::collection::vec(
+            (
+                prop_oneof![8 => 0..0x140_u64, 1 => 0..LEN],
+                proptest::sample::select(&[1_usize, 2, 4, 8][..]),
+                prop_oneof![2 => 0..256_u64, 1 => any::<u64>()],
+                any::<bool>(),
+                any::<bool>(),
+            ),
+            0..80,
+        ),
+    ) {
+        let mut guest = MmioGuest::new(disk());
+        reach(&mut guest, status);
+        for (offset, width, value, align, write) in accesses {
+            let offset = if align { offset & !3 } else { offset };
+            let mut data = value.to_le_bytes();
+            if write {
+                guest.transport.write(offset, &data[..width]);
+            } else {
+                guest.transport.read(offset, &mut data[..width]);
+            }
+            guest.run();
+        }
+        let mut ring = guest.start_all();
+        prop_assert_eq!(guest.status() & NEEDS_RESET, 0);
+        let header = ring.data(&[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let end = ring.buffer(1, true);
+        let head = ring.add(&[header, end]);
+        guest.notify(0);
+        prop_assert_eq!(ring.used(), Some((head, 1)));
+    }
+}
