@@ -1,0 +1,109 @@
+//! The command line of `daruma`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command line is for"
+)]
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::errors::chain;
+use crate::supervisor::VMM_NAME;
+use crate::{init, up};
+
+/// Runs several guest operating systems side by side, each on its own virtual machine monitor.
+#[derive(Debug, Parser)]
+#[command(name = "daruma", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a machine in the foreground, with its console on this terminal (needs /dev/kvm)
+    Up {
+        /// The machine file (TOML)
+        file: PathBuf,
+        /// What to do once every autostart guest is ready
+        #[arg(long, value_name = "ACTION")]
+        onready: Option<OnReady>,
+        /// ROM image that `flash:` sources come from
+        #[arg(long)]
+        rom: Option<PathBuf>,
+        /// Folder that `disk:` sources come from [default: the machine file's folder]
+        #[arg(long)]
+        disk: Option<PathBuf>,
+    },
+    /// Say what is wrong in a machine file, and run nothing
+    Check {
+        /// The machine file (TOML)
+        file: PathBuf,
+    },
+    /// Be process 1 of a machine (the kernel starts this)
+    Init,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnReady {
+    /// Stop the guests and leave
+    Poweroff,
+}
+
+/// Runs the program that the first argument names: `daruma`, or the VMM as [`VMM_NAME`].
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    if is_vmm(arguments.first()) {
+        return vmm::cli::main(arguments);
+    }
+    if std::process::id() == 1 {
+        init::main();
+    }
+    let result = match Arguments::parse_from(arguments).command {
+        Command::Up {
+            file,
+            onready,
+            rom,
+            disk,
+        } => std::env::current_exe()
+            .map_err(|source| up::UpError::System {
+                step: "find this program",
+                source,
+            })
+            .and_then(|program| {
+                let power_off_when_ready = matches!(onready, Some(OnReady::Poweroff));
+                up::up(up::Options {
+                    file,
+                    program,
+                    rom,
+                    disk,
+                    power_off_when_ready,
+                })
+            }),
+        Command::Check { file } => up::check(&file).map(|(errors, guests)| {
+            errors.iter().for_each(|error| eprintln!("{error}"));
+            if errors.is_empty() {
+                println!("{}: {guests} guests, nothing wrong", file.display());
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }),
+        Command::Init => {
+            eprintln!("daruma init is for process 1, started by the kernel; try 'daruma up FILE'");
+            Ok(ExitCode::FAILURE)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("daruma: {}", chain(&error));
+        ExitCode::FAILURE
+    })
+}
+
+fn is_vmm(program: Option<&OsString>) -> bool {
+    let name = program.and_then(|path| Path::new(path).file_name());
+    name == Some(OsStr::new(VMM_NAME))
+}

@@ -1,0 +1,24 @@
+//! The host: everything that runs above the guests' VMMs.
+//!
+//! - [`config`]: the machine file.
+//! - [`flash`], [`disks`], [`images`]: where guests come from.
+//! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
+//! - [`console`]: terminals, each showing the host or one guest.
+//! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
+//!
+//! One thread runs the supervisor's event loop and owns all state; short-lived threads read flash and wait for disks.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod disks;
+mod errors;
+pub mod flash;
+pub mod images;
+pub mod init;
+mod lines;
+mod power;
+mod shell;
+pub mod supervisor;
+pub mod up;

@@ -1,0 +1,363 @@
+//! One guest as the supervisor sees it: its VMM process, the ends of its pipes, its timers.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, read, write};
+
+use super::control::{Action, Event};
+use super::launch::Launched;
+use super::lifecycle::{End, Lifecycle, State};
+use super::ready::ConsoleRule;
+use crate::config::{GuestConfig, Ready};
+use crate::images::Prepared;
+use crate::lines::LineBuffer;
+
+/// Keys kept for a guest that does not read them yet.
+const MAX_INPUT: usize = 4096;
+/// Lines of a VMM's log kept for `log GUEST`.
+const MAX_LOG: usize = 100;
+const MAX_LOG_LINE: usize = 1024;
+/// Read in one go, so that one talkative guest does not hold up the others.
+const MAX_READ: usize = 16 * 1024;
+/// How long a VMM may take to end after it was told to, before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// What a guest is doing.
+#[derive(Debug)]
+pub enum Phase {
+    /// Nothing.
+    Down,
+    /// Its images are being found.
+    Preparing,
+    /// It is started again at this time.
+    Waiting(Duration),
+    /// Its VMM runs.
+    Up(Box<Vm>),
+}
+
+/// How far the end of a run was brought about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    /// The power button was pressed.
+    Asked,
+    /// The VMM was told to stop.
+    Told,
+    /// It was killed.
+    Killed,
+}
+
+/// A running VMM.
+#[derive(Debug)]
+pub struct Vm {
+    ends: Launched,
+    /// Which pipes have not ended.
+    stdout_open: bool,
+    stderr_open: bool,
+    control_open: bool,
+    input: VecDeque<u8>,
+    log_line: LineBuffer,
+    control_line: LineBuffer,
+    rule: Option<ConsoleRule>,
+    /// How it is being stopped, and when the next means is taken.
+    stopping: Option<(Stopping, Duration)>,
+    /// What the VMM said about its end.
+    last_words: Option<String>,
+}
+
+/// A guest.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its name, or the stand-in for one that is not usable.
+    pub name: String,
+    /// Its configuration; `None` if that is wrong.
+    pub config: Option<GuestConfig>,
+    /// Number of its console channel.
+    pub channel: usize,
+    /// State as last said on the console.
+    pub state: State,
+    /// Detail said with it.
+    pub detail: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Its falls.
+    pub life: Lifecycle,
+    /// Its images as last found: what it claims.
+    pub images: Option<Prepared>,
+    /// It is to be started again when it is down, because a user asked for a restart.
+    pub start_when_down: bool,
+    /// Newest lines of its VMM's log.
+    pub log: VecDeque<String>,
+}
+
+/// A pipe of a VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pipe {
+    /// Towards the guest's serial line.
+    Input,
+    /// From the guest's serial line.
+    Output,
+    /// The VMM's log.
+    Log,
+    /// The control socket.
+    Control,
+}
+
+impl Guest {
+    /// A guest that does not run.
+    #[must_use]
+    pub fn new(name: String, config: Option<GuestConfig>, channel: usize) -> Self {
+        Self {
+            name,
+            config,
+            channel,
+            state: State::Stopped,
+            detail: String::new(),
+            phase: Phase::Down,
+            life: Lifecycle::default(),
+            images: None,
+            start_when_down: false,
+            log: VecDeque::new(),
+        }
+    }
+
+    /// The running VMM.
+    pub fn vm(&mut self) -> Option<&mut Vm> {
+        match &mut self.phase {
+            Phase::Up(vm) => Some(vm),
+            _ => None,
+        }
+    }
+
+    /// Descriptors to wait for, and what for; `true` waits for room to write.
+    pub fn pipes(&self) -> impl Iterator<Item = (Pipe, BorrowedFd<'_>, bool)> {
+        let vm = match &self.phase {
+            Phase::Up(vm) => Some(vm.as_ref()),
+            _ => None,
+        };
+        vm.into_iter().flat_map(|vm| {
+            [
+                (vm.stdout_open, Pipe::Output, vm.ends.stdout.as_fd(), false),
+                (vm.stderr_open, Pipe::Log, vm.ends.stderr.as_fd(), false),
+                (
+                    vm.control_open,
+                    Pipe::Control,
+                    vm.ends.control.as_fd(),
+                    false,
+                ),
+                (
+                    !vm.input.is_empty(),
+                    Pipe::Input,
+                    vm.ends.stdin.as_fd(),
+                    true,
+                ),
+            ]
+            .into_iter()
+            .filter_map(|(wanted, end, fd, writing)| wanted.then_some((end, fd, writing)))
+        })
+    }
+
+    /// When something is due: a restart, or the next means of stopping.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Waiting(until) => Some(*until),
+            Phase::Up(vm) => vm.stopping.map(|(_, until)| until),
+            Phase::Down | Phase::Preparing => None,
+        }
+    }
+
+    /// Appends a line to the log.
+    pub fn log(&mut self, line: String) {
+        if self.log.len() == MAX_LOG {
+            self.log.pop_front();
+        }
+        self.log.push_back(line);
+    }
+
+    /// Reads a part of the guest's serial output; true if it makes the guest ready by its rule.
+    pub fn read_output(&mut self) -> (Vec<u8>, bool) {
+        let Some(vm) = self.vm() else {
+            return (Vec::new(), false);
+        };
+        let bytes = read_some(&vm.ends.stdout, &mut vm.stdout_open);
+        let ready = vm.rule.as_mut().is_some_and(|rule| rule.feed(&bytes));
+        if ready {
+            vm.rule = None;
+        }
+        (bytes, ready)
+    }
+
+    /// Reads a part of the VMM's log; false when nothing was there.
+    pub fn read_log(&mut self) -> bool {
+        let Some(vm) = self.vm() else { return false };
+        let bytes = read_some(&vm.ends.stderr, &mut vm.stderr_open);
+        let mut lines = Vec::new();
+        vm.log_line.push(&bytes, |line| lines.push(line));
+        lines.into_iter().for_each(|line| self.log(line));
+        !bytes.is_empty()
+    }
+
+    /// Reads what the VMM reported. A line that is no event goes to the log.
+    pub fn read_control(&mut self) -> Vec<Event> {
+        let Some(vm) = self.vm() else {
+            return Vec::new();
+        };
+        let bytes = read_some(&vm.ends.control, &mut vm.control_open);
+        let mut lines = Vec::new();
+        vm.control_line.push(&bytes, |line| lines.push(line));
+        let mut events = Vec::new();
+        for line in lines {
+            match serde_json::from_str(&line) {
+                Ok(Event::Exit { message, .. }) if !message.is_empty() => {
+                    if let Some(vm) = self.vm() {
+                        vm.last_words = Some(message.replace(char::is_control, " "));
+                    }
+                }
+                Ok(event) => events.push(event),
+                Err(error) => self.log(format!("unknown event {line:?}: {error}")),
+            }
+        }
+        events
+    }
+
+    /// The run is over: how it came to that, in words, and whether it was asked for.
+    pub fn over(&mut self, end: End) -> (String, bool) {
+        // What it wrote last is still in the pipes.
+        while self.read_log() {}
+        self.read_control();
+        let mut last_line = None;
+        let Phase::Up(mut vm) = std::mem::replace(&mut self.phase, Phase::Down) else {
+            return (end.to_string(), false);
+        };
+        if let Some(line) = vm.log_line.finish() {
+            self.log(line);
+        }
+        let asked = vm.stopping.is_some();
+        if end != End::Clean && end != End::Reboot && !asked {
+            last_line = vm.last_words.take().or_else(|| self.log.back().cloned());
+        }
+        let cause = match (end, vm.stopping) {
+            (End::Clean, Some((Stopping::Told, _))) => "stopped".to_owned(),
+            (End::Signal(_), Some((Stopping::Killed, _))) => "killed".to_owned(),
+            _ => end.to_string(),
+        };
+        let text = match last_line {
+            Some(line) => format!("{cause}: {line}"),
+            None => cause,
+        };
+        (text, asked)
+    }
+
+    /// A new run began.
+    pub fn up(&mut self, ends: Launched) {
+        let rule = self.config.as_ref().and_then(|config| match &config.ready {
+            Ready::Console(text) => Some(ConsoleRule::new(text)),
+            Ready::BootTimer => None,
+        });
+        self.log.clear();
+        self.phase = Phase::Up(Box::new(Vm {
+            ends,
+            stdout_open: true,
+            stderr_open: true,
+            control_open: true,
+            input: VecDeque::new(),
+            log_line: LineBuffer::new(MAX_LOG_LINE),
+            control_line: LineBuffer::new(MAX_LOG_LINE),
+            rule,
+            stopping: None,
+            last_words: None,
+        }));
+    }
+}
+
+impl Vm {
+    /// The VMM process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.ends.pid
+    }
+
+    /// Gives keys to the guest; false if it reads so little that some were dropped.
+    pub fn type_in(&mut self, bytes: &[u8]) -> bool {
+        let room = MAX_INPUT.saturating_sub(self.input.len());
+        let taken = &bytes[..bytes.len().min(room)];
+        self.input.extend(taken);
+        self.write_input();
+        taken.len() == bytes.len()
+    }
+
+    /// Writes what the guest takes.
+    pub fn write_input(&mut self) {
+        while !self.input.is_empty() {
+            match write(&self.ends.stdin, self.input.as_slices().0) {
+                Ok(0) | Err(Errno::EAGAIN) => return,
+                Ok(length) => {
+                    self.input.drain(..length);
+                }
+                Err(Errno::EINTR) => {}
+                // It is gone; the end of the process says so.
+                Err(_) => self.input.clear(),
+            }
+        }
+    }
+
+    /// Begins to stop: the guest is asked, and has until `limit` after `now`.
+    pub fn ask(&mut self, now: Duration, limit: Duration) {
+        if self.stopping.is_none() {
+            self.send(Action::PowerButton);
+            self.stopping = Some((Stopping::Asked, now + limit));
+        }
+    }
+
+    /// Ends the VMM at once.
+    pub fn kill(&mut self, now: Duration) {
+        // Already gone is as good.
+        let _ = killpg(self.ends.pid, Signal::SIGKILL);
+        // A process in the kernel's hands dies when that lets go; nothing stronger can be done.
+        self.stopping = Some((Stopping::Killed, now + Duration::from_secs(3600)));
+    }
+
+    /// The time of the present means is up: takes the next one, and says which.
+    pub fn press(&mut self, now: Duration) -> Option<&'static str> {
+        match self.stopping {
+            Some((Stopping::Asked, until)) if until <= now => {
+                self.send(Action::Stop);
+                self.stopping = Some((Stopping::Told, now + STOP_GRACE));
+                Some("did not power off in time, its VMM is told to stop")
+            }
+            Some((Stopping::Told, until)) if until <= now => {
+                self.kill(now);
+                Some("its VMM did not stop, it is killed")
+            }
+            _ => None,
+        }
+    }
+
+    fn send(&mut self, action: Action) {
+        // A VMM that does not read its socket is told more firmly when its time is up.
+        let _ = write(&self.ends.control, action.line());
+    }
+}
+
+/// Reads what is there, up to [`MAX_READ`]; at the end or an error, `open` becomes false.
+fn read_some(fd: impl AsFd, open: &mut bool) -> Vec<u8> {
+    let mut bytes = vec![0; MAX_READ];
+    let length = match read(fd, &mut bytes) {
+        Ok(0) => {
+            *open = false;
+            0
+        }
+        Ok(length) => length,
+        Err(Errno::EAGAIN | Errno::EINTR) => 0,
+        Err(_) => {
+            *open = false;
+            0
+        }
+    };
+    bytes.truncate(length);
+    bytes
+}
