@@ -322,7 +322,9 @@ mod tests {
 
     #[test]
     fn calendar_counts_every_day_of_400_years() {
-        let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = |year: u64| {
+            year.is_multiple_of(400) || year.is_multiple_of(4) && !year.is_multiple_of(100)
+        };
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..146_097 {
             let time = Calendar::from_unix(days * 86_400);

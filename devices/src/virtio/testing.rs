@@ -456,4 +456,10 @@ impl MmioGuest {
         self.write(0x064, reasons);
         reasons
     }
+
+    /// Takes the guest apart: registers, interrupt line, and the device thread's event manager, to be
+    /// run on a thread of its own.
+    pub fn into_parts(self) -> (MmioTransport, EventFd, EventManager<VirtioWorker>) {
+        (self.transport, self.line, self.thread)
+    }
 }

@@ -1,5 +1,9 @@
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, fence};
+
 use proptest::prelude::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::*;
 use crate::virtio::block::{Block, RawFile};
@@ -120,6 +124,69 @@ fn configuration_is_read_in_any_width_and_zero_beyond_its_end() {
     assert_eq!(over_the_end, [0, 2, 0, 0, 0, 0, 0, 0]);
     guest.transport.read(LEN - 8, &mut over_the_end);
     assert_eq!(over_the_end, [0; 8]);
+}
+
+/// Driver and device on threads of their own, each asleep whenever the other's event index lets it: no
+/// request may be left lying because one of them slept through the other's last word.
+#[test]
+fn no_wake_up_is_lost_between_driver_and_device() {
+    const REQUESTS: u32 = 20_000;
+    const DEPTH: u32 = 16;
+    let mut guest = MmioGuest::new(Rng::new());
+    let mut ring = guest.start_all();
+    let buffers: Vec<_> = (0..DEPTH).map(|_| ring.buffer(8, true)).collect();
+    let (transport, line, mut thread) = guest.into_parts();
+    let doorbell = &transport.doorbells()[0];
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let device = std::thread::spawn(move || {
+        while !stopped.load(Ordering::SeqCst) {
+            thread.run().unwrap();
+        }
+    });
+
+    let index = |count: u32| u16::try_from(count % 0x1_0000).unwrap();
+    let (mut offered, mut done) = (0, 0);
+    while done < REQUESTS {
+        let before = index(offered);
+        // Batches of all sizes, so that each side meets the other awake and asleep.
+        for _ in 0..(done % 7 + 1).min(DEPTH - (offered - done)) {
+            ring.add(&[buffers[(offered % DEPTH) as usize]]);
+            offered += 1;
+        }
+        fence(Ordering::SeqCst);
+        // Ring only if the device's event index is among what was just offered (§2.7.10).
+        let (now, event) = (index(offered), ring.available_event());
+        if now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before) {
+            doorbell.write(1).unwrap();
+        }
+        ring.set_used_event(index(done));
+        fence(Ordering::SeqCst);
+        let reaped = u32::try_from(std::iter::from_fn(|| ring.used()).count()).unwrap();
+        done += reaped;
+        if reaped == 0 {
+            assert!(
+                rung(&line),
+                "asleep with {} requests under way",
+                offered - done
+            );
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    doorbell.write(1).unwrap();
+    device.join().unwrap();
+}
+
+/// Waits for `line`; `false` if it never rings.
+fn rung(line: &EventFd) -> bool {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, line.as_raw_fd(), event)
+        .unwrap();
+    // Long enough for the slowest machine: only a failure ever waits for it.
+    let ready = epoll.wait(120_000, &mut [EpollEvent::default()]).unwrap();
+    ready == 1 && line.read().is_ok()
 }
 
 /// Brings a guest's device to one of the statuses a driver can reach.
