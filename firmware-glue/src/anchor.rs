@@ -96,7 +96,13 @@ impl Anchor {
         if !bytes.starts_with(&MAGIC) {
             return Err(AnchorError::Missing);
         }
-        let algorithm = be32(bytes, MAGIC.len()).unwrap_or_default();
+        Self::parse_fields(&bytes[MAGIC.len()..])
+    }
+
+    /// Reads what follows the magic. The ROM stage knows where its own anchor is, and must not contain the magic a second
+    /// time in a comparison.
+    pub fn parse_fields(bytes: &[u8]) -> Result<Self, AnchorError> {
+        let algorithm = be32(bytes, 0).unwrap_or_default();
         if algorithm != VBOOT_SHA256 {
             return Err(AnchorError::Algorithm { algorithm });
         }
@@ -106,8 +112,8 @@ impl Anchor {
                 .ok_or(AnchorError::Algorithm { algorithm })
         };
         Ok(Self {
-            metadata: digest(MAGIC.len() + 4)?,
-            fmap: digest(MAGIC.len() + 4 + DIGEST_SIZE)?,
+            metadata: digest(4)?,
+            fmap: digest(4 + DIGEST_SIZE)?,
         })
     }
 

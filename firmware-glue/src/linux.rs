@@ -221,7 +221,7 @@ pub(crate) mod tests {
         put(0x22c, &0x7fff_ffffu32.to_le_bytes());
         put(0x230, &0x20_0000u32.to_le_bytes());
         put(0x234, &[1]);
-        put(0x236, &[XLF_KERNEL_64 as u8, 0]);
+        put(0x236, &XLF_KERNEL_64.to_le_bytes());
         put(0x238, &2047u32.to_le_bytes());
         put(0x24c, &16u32.to_le_bytes());
         put(0x258, &0x100_0000u64.to_le_bytes());
