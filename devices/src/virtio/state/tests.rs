@@ -347,6 +347,10 @@ fn broken_ring_needs_reset_once_and_stops_the_queue() {
     ring.add(&[buffer]);
     f.state.process_queue(0);
     assert_eq!((ring.used(), f.interrupts.config()), (None, 1));
+    assert!(
+        f.state.device.stop_queue(0).is_none(),
+        "the device has given the queue back"
+    );
 
     // Neither bits nor registers help; a reset does.
     let status = f.status();
@@ -361,6 +365,10 @@ fn broken_ring_needs_reset_once_and_stops_the_queue() {
 fn failed_driver_stops_the_queues_until_a_reset() {
     let (mut f, mut ring) = Fixture::running();
     assert_eq!(f.add_status(FAILED) & FAILED, FAILED);
+    assert!(
+        f.state.device.stop_queue(0).is_none(),
+        "the device has given the queue back"
+    );
     let buffer = ring.buffer(8, true);
     ring.add(&[buffer]);
     f.state.process_queue(0);
