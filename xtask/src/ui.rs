@@ -178,12 +178,9 @@ fn paint(state: &mut State) {
         };
         if due {
             step.last_word = Some(Instant::now());
-            eprintln!(
-                "{:<10} {}, {}",
-                step.name,
-                step.detail,
-                clock(step.start.elapsed())
-            );
+            let colon = if step.detail.is_empty() { "" } else { ", " };
+            let time = clock(step.start.elapsed());
+            eprintln!("{:<10} {}{colon}{time}", step.name, step.detail);
         }
     }
 }
@@ -222,7 +219,7 @@ mod tests {
     #[test]
     fn sizes_read_well() {
         assert_eq!(size(17), "17 B");
-        assert_eq!(size(3_649_044), "3.48 MiB");
+        assert_eq!(size(3_649_044), "3.47 MiB");
         assert_eq!(size(u64::MAX), "17179869183.99 GiB");
     }
 

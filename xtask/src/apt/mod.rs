@@ -160,37 +160,19 @@ impl Apt {
             command
         };
         // What is downloaded for the machine belongs to the machine, not to a user's cache.
-        command.args([
-            "-o",
+        for option in [
             "Dir::Cache=/var/cache/apt",
-            "-o",
-            "Dir::Cache::archives=archives",
-        ]);
-        command.args([
-            "-o",
+            "Dir::Cache::pkgcache=",
+            "Dir::Cache::srcpkgcache=",
             "DPkg::Lock::Timeout=300",
-            "-o",
             "APT::Keep-Downloaded-Packages=false",
-        ]);
+        ] {
+            command.args(["-o", option]);
+        }
         install_arguments(&mut command, packages, suite);
         tool::run(&mut command, &self.log, |line| {
-            if let Some(doing) = ["Get:", "Unpacking ", "Setting up "]
-                .iter()
-                .find(|word| line.starts_with(**word))
-            {
-                let what = line
-                    .split_whitespace()
-                    .nth(if *doing == "Setting up " { 2 } else { 1 });
-                let what = if *doing == "Get:" {
-                    line.split_whitespace().nth(4)
-                } else {
-                    what
-                };
-                step.set(format!(
-                    "{} {}",
-                    doing.trim_end_matches([':', ' ']),
-                    what.unwrap_or_default()
-                ));
+            if let Some(detail) = install_progress(line) {
+                step.set(detail);
             }
         })
     }
@@ -253,6 +235,18 @@ fn install_arguments(command: &mut Command, packages: &[&str], suite: Option<&st
         .args(packages);
 }
 
+/// What a line of apt-get's output says about how far it is.
+fn install_progress(line: &str) -> Option<String> {
+    let word = |index| line.split_whitespace().nth(index);
+    match word(0)? {
+        "Unpacking" => Some(format!("unpacking {}", word(1)?)),
+        "Setting" => Some(format!("setting up {}", word(2)?)),
+        // Get:7 http://mirror/debian bookworm/main amd64 make amd64 4.3 [396 kB]
+        get if get.starts_with("Get:") => Some(format!("downloading {}", word(4)?)),
+        _ => None,
+    }
+}
+
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("Could not write {}", path.display()))
 }
@@ -265,8 +259,8 @@ fn configuration(folder: &Path, list: &Path, machines_own: &str) -> String {
     let mut text = format!(
         "Dir::State::Lists \"{folder}/lists\";\n\
          Dir::Cache \"{folder}\";\n\
-         Dir::Cache::pkgcache \"\";\n\
-         Dir::Cache::srcpkgcache \"\";\n\
+         Dir::Cache::pkgcache \"pkgcache.bin\";\n\
+         Dir::Cache::srcpkgcache \"srcpkgcache.bin\";\n\
          Dir::Etc::SourceList \"{}\";\n\
          Dir::Etc::SourceParts \"-\";\n\
          Dir::Etc::Main \"/dev/null\";\n\
@@ -387,6 +381,22 @@ garbage
             Some("qemu")
         );
         assert_eq!(source_package("Package: make\n"), None);
+    }
+
+    #[test]
+    fn progress_names_the_package() {
+        let get = "Get:7 http://m/debian bookworm/main amd64 make amd64 4.3-4.1 [396 kB]";
+        assert_eq!(install_progress(get).unwrap(), "downloading make");
+        assert_eq!(
+            install_progress("Setting up make (4.3-4.1) ...").unwrap(),
+            "setting up make"
+        );
+        assert_eq!(
+            install_progress("Unpacking make (4.3) ...").unwrap(),
+            "unpacking make"
+        );
+        assert_eq!(install_progress("Reading package lists..."), None);
+        assert_eq!(install_progress(""), None);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn run(command: &mut Command, paths: &Paths, step: &Step) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(&path).with_context(|| {
+    fs::read(path).with_context(|| {
         format!(
             "Could not read {}, which cargo has just built",
             path.display()

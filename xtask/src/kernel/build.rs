@@ -160,6 +160,8 @@ impl Progress {
         {
             return None;
         }
+        // The tools' objects come with their whole path.
+        let file = file.rsplit('/').next().unwrap_or(file);
         self.done += 1;
         // More steps than expected: the display must not go beyond its end before the end.
         let expected = self.expected.max(self.done + 1);
@@ -182,7 +184,7 @@ mod tests {
         assert_eq!(progress.line("kernel/fork.c:1: warning: x"), None);
         assert_eq!(
             progress.line("  CC      init/main.o").unwrap(),
-            "25% (1 of about 4 steps) init/main.o"
+            "25% (1 of about 4 steps) main.o"
         );
         assert_eq!(
             progress.line("  ZSTD22  a.zst").unwrap(),
