@@ -339,8 +339,8 @@ impl<'a> File<'a> {
         Ok(Compression::None)
     }
 
-    /// Checks the data against the cheapest strong hash the file carries: BLAKE3, else SHA-256, else SHA-512. A file
-    /// without any of them is an error.
+    /// Checks the data against the cheapest strong hash the file carries: BLAKE3, else SHA-256, else SHA-512 (with the
+    /// feature `std`). A file without any of them is an error.
     pub fn verify(&self) -> Result<Algorithm, CbfsError> {
         let mut best: Option<Attribute<'a>> = None;
         for attribute in self.attributes() {
@@ -382,6 +382,8 @@ impl<'a> File<'a> {
             Some(Attribute::Sha256(digest)) => {
                 (Algorithm::Sha256, hash::sha256(self.data) == digest)
             }
+            // 20 KiB of code that the ROM stage can do without: the writer here, and cbfstool by default, use SHA-256.
+            #[cfg(feature = "std")]
             Some(Attribute::Sha512(digest)) => {
                 (Algorithm::Sha512, hash::sha512(self.data)[..] == *digest)
             }

@@ -3,7 +3,9 @@
 
 use core::fmt;
 
-use sha2::{Digest as _, Sha256, Sha512};
+#[cfg(feature = "std")]
+use sha2::Sha512;
+use sha2::{Digest as _, Sha256};
 
 /// Bytes in a BLAKE3 or SHA-256 digest.
 pub const DIGEST_SIZE: usize = 32;
@@ -35,6 +37,7 @@ pub fn sha256(data: &[u8]) -> Digest {
 }
 
 /// SHA-512 of `data`.
+#[cfg(feature = "std")]
 pub(crate) fn sha512(data: &[u8]) -> [u8; 64] {
     Sha512::digest(data).into()
 }

@@ -5,7 +5,7 @@
 //! 16 bytes are the reset vector. In flash `.reset` follows `.stage`, and copies it to RAM.
 
 use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use object::{Object as _, ObjectSection as _};
 use thiserror::Error;
 
 use crate::anchor::{Anchor, AnchorError};
@@ -31,14 +31,6 @@ pub enum StageError {
         /// Where it ends.
         end: u64,
     },
-    /// The reset code would copy other bytes than the stage.
-    #[error("The reset code expects the stage at {expected:#x}, in flash it lies at {actual:#x}")]
-    Source {
-        /// Value of the symbol `stage_source`.
-        expected: u64,
-        /// Where the stage really lies.
-        actual: u64,
-    },
     /// There is no place for the metadata hash, or more than one.
     #[error("The ROM stage cannot hold the metadata hash")]
     Anchor(#[from] AnchorError),
@@ -57,14 +49,6 @@ pub fn flatten(elf: &[u8]) -> Result<Vec<u8>, StageError> {
         return Err(StageError::ResetVector { end });
     }
     let bytes = [stage.data()?, reset.data()?].concat();
-    let actual = FOUR_GIB.wrapping_sub(bytes.len() as u64);
-    let expected = file
-        .symbols()
-        .find(|symbol| symbol.name() == Ok("stage_source"))
-        .map(|symbol| symbol.address());
-    if let Some(expected) = expected.filter(|expected| *expected != actual) {
-        return Err(StageError::Source { expected, actual });
-    }
     Anchor::find(&bytes)?;
     Ok(bytes)
 }

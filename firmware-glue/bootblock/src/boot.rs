@@ -113,8 +113,9 @@ pub unsafe fn run() -> ! {
         script: [0; SCRIPT_SIZE],
         map: Map::new(),
     };
-    // SAFETY: `run` is called once, so this is the only reference.
-    let handover = unsafe { &mut *(&raw mut HANDOVER) };
+    let handover = &raw mut HANDOVER;
+    // SAFETY: a live static, and `run` is called once, so this is the only reference.
+    let handover = unsafe { &mut *handover };
     // SAFETY: called once; the caller vouches for the mapping.
     let mut ram = unsafe { Ram::new() };
     match prepare(handover, &mut ram) {
@@ -311,8 +312,7 @@ fn place_tables(
 ) -> Result<Option<u64>, BootError> {
     let top = map
         .ram()
-        .filter(|range| range.end <= FOUR_GIB)
-        .last()
+        .rfind(|range| range.end <= FOUR_GIB)
         .ok_or(BootError::NoMemory)?;
     let mut zones = Zones {
         high: Zone::new(top.start.max(LEGACY_HOLE.end)..top.end),

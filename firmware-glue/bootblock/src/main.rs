@@ -21,11 +21,11 @@ extern "C" fn stage_main() -> ! {
     unsafe { boot::run() }
 }
 
-/// An exception, called by `entry.s`: always a fault of the stage itself.
+/// An exception, called by `entry.s`: a fault of the stage itself, or of a kernel that does not get as far as its own table.
 #[unsafe(no_mangle)]
 extern "C" fn stage_exception(vector: u64, code: u64, rip: u64, address: u64) -> ! {
     boot::fail_internally(format_args!(
-        "exception {vector} in the ROM stage: code {code:#x}, rip {rip:#x}, cr2 {address:#x}"
+        "exception {vector} in the ROM stage or at the kernel's entry: code {code:#x}, rip {rip:#x}, cr2 {address:#x}"
     ))
 }
 

@@ -2,6 +2,15 @@
 
 use core::ops::Range;
 
+/// The upper and the lower 32 bits, as registers that come in pairs take them.
+pub fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+    [
+        u32::from_be_bytes([a, b, c, d]),
+        u32::from_be_bytes([e, f, g, h]),
+    ]
+}
+
 /// Physical memory that tables are written to.
 pub trait Memory {
     /// The `len` bytes at physical address `address`, or `None` if they are not memory that may be written.
@@ -54,6 +63,11 @@ pub(crate) mod tests {
             let start = usize::try_from(address.checked_sub(self.base)?).ok()?;
             self.bytes.get_mut(start..start.checked_add(len)?)
         }
+    }
+
+    #[test]
+    fn halves_are_upper_then_lower() {
+        assert_eq!(halves(0x1234_5678_9abc_def0), [0x1234_5678, 0x9abc_def0]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, _rdtsc};
 
 use super::ecam;
+use crate::memory::halves;
 
 const CPUID_1_EDX_MTRR: u32 = 1 << 12;
 const CPUID_1_ECX_XSAVE: u32 = 1 << 26;
@@ -43,7 +44,9 @@ pub fn time() -> u64 {
 pub fn halt() -> ! {
     loop {
         // SAFETY: interrupts are off; the processor sleeps.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
+        unsafe {
+            asm!("cli", "hlt", options(nomem, nostack));
+        }
     }
 }
 
@@ -56,7 +59,9 @@ pub fn enable_avx() -> bool {
     }
     set_cr4(CR4_OSXSAVE, 0);
     // SAFETY: XSAVE is enabled, and these states are all there with AVX.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") XCR0_AVX, in("edx") 0, options(nomem, nostack)) }
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") XCR0_AVX, in("edx") 0, options(nomem, nostack));
+    }
     true
 }
 
@@ -111,7 +116,9 @@ pub unsafe fn enter_kernel(entry: Entry) -> ! {
     // boot.rst asks for nothing of AVX; leave no trace of it.
     if __cpuid(1).ecx & CPUID_1_ECX_AVX != 0 {
         // SAFETY: upper halves hold nothing that is still needed.
-        unsafe { asm!("vzeroupper", options(nomem, nostack)) }
+        unsafe {
+            asm!("vzeroupper", options(nomem, nostack));
+        }
     }
     set_cr4(0, !CR4_PAE);
     unsafe extern "C" {
@@ -143,16 +150,18 @@ fn set_cr4(set: u64, clear: u64) {
 }
 
 fn write_msr(register: u32, value: u64) {
-    let [low, high] = [value & 0xffff_ffff, value >> 32].map(|half| half as u32);
+    let [high, low] = halves(value);
     // SAFETY: only registers whose presence was checked, with values that the manual allows.
-    unsafe { asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack)) }
+    unsafe {
+        asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack));
+    }
 }
 
 fn read_msr(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: as for `write_msr`.
     unsafe {
-        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack))
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack));
     }
     u64::from(high) << 32 | u64::from(low)
 }

@@ -12,7 +12,8 @@ const CONFIG_DATA: u16 = 0xcfc;
 
 /// Physical address of the memory window; QEMU's firmware by convention chooses this, and the Linux kernel looks for it in
 /// ACPI's MCFG, which QEMU fills in from the register.
-pub const BASE: u64 = 0xb000_0000;
+pub const BASE: u64 = BASE_ADDRESS as u64;
+const BASE_ADDRESS: usize = 0xb000_0000;
 /// Bytes of the window: 256 buses.
 pub const SIZE: u64 = 256 << 20;
 
@@ -57,7 +58,7 @@ impl Ecam {
             | usize::from(at.device & 31) << 15
             | usize::from(at.function & 7) << 12
             | usize::from(register & 0xfff) & !(size_of::<T>() - 1);
-        core::ptr::with_exposed_provenance_mut(BASE as usize + offset)
+        core::ptr::with_exposed_provenance_mut(BASE_ADDRESS + offset)
     }
 }
 

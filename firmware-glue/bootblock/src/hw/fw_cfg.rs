@@ -5,6 +5,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::port;
+use crate::memory::halves;
 use crate::table_loader::Files;
 
 const SELECTOR: u16 = 0x510;
@@ -88,7 +89,7 @@ impl FwCfg {
             address: UnsafeCell::new((address as u64).to_be()),
         };
         let place = core::ptr::from_ref(&access).expose_provenance() as u64;
-        let [high, low] = [place >> 32, place & 0xffff_ffff].map(|half| half as u32);
+        let [high, low] = halves(place);
         // The device reads `access` and the buffer, and writes to both, while the second port is written.
         compiler_fence(Ordering::SeqCst);
         port::write32(DMA_HIGH, high.to_be());

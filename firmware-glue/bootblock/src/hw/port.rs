@@ -7,20 +7,24 @@ use core::arch::asm;
 pub fn write8(port: u16, value: u8) {
     // SAFETY: the stage owns the machine; no port it uses changes memory behind the compiler's back, except fw_cfg's DMA,
     // which has barriers of its own.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags));
+    }
 }
 
 /// Writes 16 bits.
 pub fn write16(port: u16, value: u16) {
     // SAFETY: as for `write8`.
-    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags));
+    }
 }
 
 /// Writes 32 bits.
 pub fn write32(port: u16, value: u32) {
     // SAFETY: as for `write8`.
     unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags))
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags));
     }
 }
 
@@ -28,7 +32,9 @@ pub fn write32(port: u16, value: u32) {
 pub fn read8(port: u16) -> u8 {
     let value;
     // SAFETY: as for `write8`.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags));
+    }
     value
 }
 
@@ -36,7 +42,9 @@ pub fn read8(port: u16) -> u8 {
 pub fn read16(port: u16) -> u16 {
     let value;
     // SAFETY: as for `write8`.
-    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("in ax, dx", in("dx") port, out("ax") value, options(nostack, preserves_flags));
+    }
     value
 }
 
@@ -45,7 +53,7 @@ pub fn read32(port: u16) -> u32 {
     let value;
     // SAFETY: as for `write8`.
     unsafe {
-        asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags))
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags));
     }
     value
 }

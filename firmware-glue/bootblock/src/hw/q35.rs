@@ -2,6 +2,7 @@
 
 use super::ecam::{self, port_read32, port_write32};
 use super::port;
+use crate::memory::halves;
 use crate::pci::{Address, Config, Inventory, register};
 
 /// Vendor and device of the MCH.
@@ -44,7 +45,7 @@ pub fn host_bridge() -> u32 {
 
 /// Opens the PCI configuration window at [`ecam::BASE`] for 256 buses.
 pub fn open_config_window() {
-    let [low, high] = [ecam::BASE & 0xffff_ffff, ecam::BASE >> 32].map(|half| half as u32);
+    let [high, low] = halves(ecam::BASE);
     // Closed while its halves do not belong together.
     port_write32(MCH, MCH_PCIEXBAR, 0);
     port_write32(MCH, MCH_PCIEXBAR + 4, high);
@@ -66,7 +67,7 @@ pub fn set_up_lpc(config: &mut impl Config) {
     }
     config.write32(LPC, LPC_PMBASE, PMBASE | 1);
     config.write8(LPC, LPC_ACPI_CONTROL, 0x80);
-    config.write32(LPC, LPC_RCBA, (RCBA & 0xffff_ffff) as u32 | 1);
+    config.write32(LPC, LPC_RCBA, halves(RCBA)[1] | 1);
     let mut level = [0u8; 2];
     for (offset, line) in (0..).zip(PIRQ) {
         config.write8(LPC, LPC_PIRQ + offset, line);

@@ -9,6 +9,7 @@ use super::{
     COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, Config, Function, Inventory, PciError, register,
 };
 use crate::list::List;
+use crate::memory::halves;
 
 /// Base address registers and bridge windows that fit.
 pub(super) const MAX_ITEMS: usize = 512;
@@ -379,6 +380,5 @@ fn push(items: &mut Items, item: Item) -> Result<(), PciError> {
 
 /// The low 32 bits.
 fn low(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
+    halves(value)[1]
 }

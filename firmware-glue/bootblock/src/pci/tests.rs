@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// A function of a modelled PCI tree. Bus numbers mean what the bridges' registers say, as in hardware.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Node {
     registers: Vec<u8>,
     /// For each base address register: bits that can be set, and the read-only low bits.
@@ -40,7 +40,8 @@ fn io(size: u32) -> (u32, u32) {
 /// A prefetchable 64-bit register: two entries.
 fn wide(size: u64) -> [(u32, u32); 2] {
     let mask = !(size - 1);
-    [(mask as u32, 0xc), ((mask >> 32) as u32, 0)]
+    let [high, low] = crate::memory::halves(mask);
+    [(low, 0xc), (high, 0)]
 }
 
 struct Tree(Vec<(u8, u8, Node)>);
@@ -144,7 +145,7 @@ fn assigned(tree: &mut Tree, found: &Inventory) -> Vec<(Address, u64, u64, bool)
         let mut index = 0;
         while index < bars.len() {
             let (mask, low) = bars[index];
-            let register = 0x10 + 4 * index as u16;
+            let register = 0x10 + 4 * u16::try_from(index).unwrap();
             index += 1;
             let mut value = u64::from(tree.read32(at, register) & mask);
             let mut mask = u64::from(mask) | !0xffff_ffff;
@@ -313,7 +314,8 @@ proptest! {
         for (index, (at, start, end, is_io)) in all.iter().enumerate() {
             prop_assert_eq!(start % (end - start), 0);
             let inside = |range: &core::ops::Range<u64>| range.start <= *start && *end <= range.end;
-            prop_assert!(if *is_io { inside(&limits.io) } else { inside(&limits.memory) || inside(&limits.high) });
+            let right_place = if *is_io { inside(&limits.io) } else { inside(&limits.memory) || inside(&limits.high) };
+            prop_assert!(right_place);
             for (_, other_start, other_end, other_io) in &all[index + 1..] {
                 prop_assert!(is_io != other_io || end <= other_start || other_end <= start);
             }
@@ -329,7 +331,8 @@ proptest! {
                     let limit = u64::from(upper.1) << 32 | u64::from(low & 0xfff0_0000) | 0xf_ffff;
                     base <= *start && *end <= limit + 1
                 };
-                prop_assert!(if *is_io { passes_io } else { window(memory, (0, 0)) || window(prefetch, upper) });
+                let passes = if *is_io { passes_io } else { window(memory, (0, 0)) || window(prefetch, upper) };
+                prop_assert!(passes);
             }
         }
     }
