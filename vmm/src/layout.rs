@@ -77,6 +77,8 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const POWER_BUTTON_IRQ: u32 = 5;
 /// Interrupt line of the real-time clock.
 pub const RTC_IRQ: u32 = 8;
+/// Interrupt lines of a PC without an I/O APIC.
+pub const LEGACY_IRQS: u32 = 16;
 /// Interrupt lines for virtio-mmio devices: what the IOAPIC's 24 pins leave free.
 pub const VIRTIO_IRQS: [u32; 18] = [
     16, 17, 18, 19, 20, 21, 22, 23, 9, 10, 11, 12, 13, 14, 15, 6, 7, 3,

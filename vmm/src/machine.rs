@@ -110,7 +110,7 @@ impl Machine {
         let sink = platform::sink(latch.clone(), events.clone(), options.report_boot_time);
 
         // What needs no KVM comes first: a wrong path is found before anything is built.
-        let places = virtio::places(config);
+        let places = virtio::places(config)?;
         let devices = virtio::make(config)?;
         let line = cmdline::complete(config, &places)?;
         let memory = Arc::new(memory::allocate(config.memory)?);

@@ -13,15 +13,19 @@ use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::VirtioWorker;
 
-use crate::boot::cmdline::MmioDevice;
+use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{DriveConfig, VmConfig};
-use crate::layout::{VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
+use crate::layout::{LEGACY_IRQS, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::vm::{Vm, VmError};
 
 /// Why a virtio device cannot be made or placed.
 #[derive(Debug, thiserror::Error)]
 pub enum VirtioError {
+    #[error(
+        "{devices} virtio devices without ACPI, permitted are {lines}: switch ACPI on or remove devices"
+    )]
+    TooFewLines { devices: usize, lines: usize },
     #[error("Cannot open {path} for drive \"{id}\"", path = .path.display())]
     OpenDrive {
         id: String,
@@ -59,7 +63,10 @@ pub enum VirtioError {
 impl VirtioError {
     /// Whether another configuration would help (rather than another host).
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::OpenDrive { .. } | Self::UseDrive { .. })
+        matches!(
+            self,
+            Self::OpenDrive { .. } | Self::UseDrive { .. } | Self::TooFewLines { .. }
+        )
     }
 }
 
@@ -92,18 +99,30 @@ fn block(drive: &DriveConfig) -> Result<Block, VirtioError> {
 }
 
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
-pub fn places(config: &VmConfig) -> Vec<MmioDevice> {
-    let count = config.drives.len() + usize::from(config.entropy);
-    (VIRTIO_MMIO..)
+pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
+    let devices = config.drives.len() + usize::from(config.entropy);
+    // Without ACPI a guest knows of no I/O APIC and has only the 16 lines of the PC's first interrupt controller.
+    let without_ioapic = cmdline::acpi_is_off(&config.boot.cmdline);
+    let lines = VIRTIO_IRQS
+        .into_iter()
+        .filter(|line| *line < LEGACY_IRQS || !without_ioapic);
+    let places: Vec<_> = (VIRTIO_MMIO..)
         .step_by(usize::try_from(VIRTIO_MMIO_STRIDE).unwrap_or(usize::MAX))
-        .zip(VIRTIO_IRQS)
+        .zip(lines)
         .map(|(address, irq)| MmioDevice {
             address,
             size: VIRTIO_MMIO_STRIDE,
             irq,
         })
-        .take(count)
-        .collect()
+        .take(devices)
+        .collect();
+    if places.len() < devices {
+        return Err(VirtioError::TooFewLines {
+            devices,
+            lines: places.len(),
+        });
+    }
+    Ok(places)
 }
 
 /// Puts `devices` at `places` and returns what serves their queues on the event thread.
@@ -137,22 +156,24 @@ mod tests {
     use crate::config::{MAX_VIRTIO_DEVICES, firecracker};
     use std::path::Path;
 
-    #[test]
-    fn the_most_devices_have_places_of_their_own_outside_of_ram() {
-        let drives: Vec<_> = (0..MAX_VIRTIO_DEVICES)
+    fn config(drives: usize, boot_args: &str) -> VmConfig {
+        let drives: Vec<_> = (0..drives)
             .map(|i| {
                 format!(r#"{{"drive_id": "d{i}", "is_root_device": false, "path_on_host": "{i}"}}"#)
             })
             .collect();
         let text = format!(
-            r#"{{"boot-source": {{"kernel_image_path": "k"}}, "drives": [{}]}}"#,
+            r#"{{"boot-source": {{"kernel_image_path": "k", "boot_args": "{boot_args}"}}, "drives": [{}]}}"#,
             drives.join(",")
         );
-        let places = places(
-            &firecracker::parse(text.as_bytes(), Path::new("t"))
-                .unwrap()
-                .vm,
-        );
+        firecracker::parse(text.as_bytes(), Path::new("t"))
+            .unwrap()
+            .vm
+    }
+
+    #[test]
+    fn the_most_devices_have_places_of_their_own_outside_of_ram() {
+        let places = places(&config(MAX_VIRTIO_DEVICES, "")).unwrap();
         assert_eq!(places.len(), MAX_VIRTIO_DEVICES);
         for pair in places.windows(2) {
             assert!(pair[0].address + mmio::LEN <= pair[1].address);
@@ -160,5 +181,19 @@ mod tests {
         }
         assert!(places[0].address > crate::layout::BOOT_TIMER);
         assert!(places.last().unwrap().address + mmio::LEN < crate::layout::IOAPIC);
+    }
+
+    #[test]
+    fn without_acpi_only_legacy_lines_are_used() {
+        let few = places(&config(10, "acpi=off")).unwrap();
+        assert!(few.iter().all(|place| place.irq < LEGACY_IRQS));
+        let error = places(&config(11, "acpi=off")).unwrap_err();
+        assert!(matches!(
+            error,
+            VirtioError::TooFewLines {
+                devices: 11,
+                lines: 10
+            }
+        ));
     }
 }

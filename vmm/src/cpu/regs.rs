@@ -1,6 +1,8 @@
 //! Registers of the boot vCPU at the entry to the kernel. The other vCPUs wait in KVM for their start-up IPI.
 
-use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    CpuId, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::Entry;
@@ -181,6 +183,29 @@ pub fn general(entry: Entry) -> kvm_regs {
     }
 }
 
+/// `XCR0` with everything that needs no permission from the host: x87, SSE, AVX, AVX-512. `None` without `XSAVE`.
+///
+/// A guest sets it before it uses `XSAVE`. Where the processor fails to tell KVM of that (nested under an emulator), KVM
+/// would go on to report the size of the reset state in CPUID leaf 0xd, and the guest would find that inconsistent.
+pub fn extended_control(cpuid: &CpuId) -> Option<kvm_xcrs> {
+    const LEAF: u32 = 0xd;
+    const NEEDS_NO_PERMISSION: u32 = 0xe7;
+    let leaf = cpuid
+        .as_slice()
+        .iter()
+        .find(|e| (e.function, e.index) == (LEAF, 0))?;
+    let value = leaf.eax & NEEDS_NO_PERMISSION;
+    if value == 0 {
+        return None;
+    }
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0].value = value.into();
+    Some(xcrs)
+}
+
 /// Floating point as after `FNINIT`, with all SSE exceptions masked.
 pub fn floating_point() -> kvm_fpu {
     kvm_fpu {
@@ -248,6 +273,24 @@ mod tests {
         set_special(&mut sregs, Entry::Pvh { rip: 0 });
         assert_eq!((sregs.cr0 & CR0_PG, sregs.cr4, sregs.efer), (0, 0, 0));
         assert_eq!(general(Entry::Pvh { rip: 5 }).rbx, PVH_START_INFO);
+    }
+
+    #[test]
+    fn extended_state_is_on_without_what_needs_permission() {
+        let leaf = |eax| {
+            let entry = kvm_bindings::kvm_cpuid_entry2 {
+                function: 0xd,
+                eax,
+                ..Default::default()
+            };
+            CpuId::from_entries(&[entry]).unwrap()
+        };
+        assert_eq!(
+            extended_control(&leaf(0x6_02e7)).unwrap().xcrs[0].value,
+            0xe7
+        );
+        assert!(extended_control(&leaf(0)).is_none());
+        assert!(extended_control(&CpuId::from_entries(&[]).unwrap()).is_none());
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> 
     let fd = vm
         .create_vcpu(id)
         .map_err(|source| VcpuError::Create { id, source })?;
+    settle_tsc(&fd, id);
     let host = Host {
         tsc_deadline: vm.has_tsc_deadline(),
         tsc_khz: fd.get_tsc_khz().ok(),
@@ -71,6 +72,10 @@ pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> 
             source,
         })?;
     fd.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
+    if let Some(xcrs) = regs::extended_control(&cpuid) {
+        fd.set_xcrs(&xcrs)
+            .map_err(set("extended control register"))?;
+    }
     let msrs = msrs::boot_msrs().map_err(|source| VcpuError::Build {
         id,
         what: "model-specific registers",
@@ -87,6 +92,19 @@ pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> 
         set_boot_state(&fd, entry).map_err(|(what, source)| VcpuError::Set { id, what, source })?;
     }
     Ok(fd)
+}
+
+/// Gives the vCPU the TSC frequency of the host as it is known now.
+///
+/// KVM gives a new vCPU the frequency from when KVM was loaded. A host that has refined its calibration since then by more
+/// than 250 ppm, and whose processor cannot scale the TSC, refuses that and leaves the vCPU with a scaling of zero: its
+/// deadline timer never fires.
+fn settle_tsc(fd: &VcpuFd, id: u8) {
+    const HOST_FREQUENCY: u32 = 0;
+    if let Err(error) = fd.set_tsc_khz(HOST_FREQUENCY) {
+        // KVM without a TSC of its own to offer: nothing to settle.
+        log::debug!("KVM does not take the host's TSC frequency for vCPU {id}: {error}");
+    }
 }
 
 fn set_boot_state(fd: &VcpuFd, entry: Entry) -> Result<(), (&'static str, errno::Error)> {
