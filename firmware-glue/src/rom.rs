@@ -273,8 +273,11 @@ fn image(writer: &Writer, size: usize) -> Result<Vec<u8>, RomError> {
     Ok(bytes)
 }
 
-/// `bytes` in MiB with two digits, or in KiB below one MiB.
+/// `bytes` in MiB or KiB with two digits, or in bytes below one KiB.
 pub fn human_size(bytes: usize) -> String {
+    if bytes < 1 << 10 {
+        return format!("{bytes} B");
+    }
     // Tables are for people: the loss of digits is wanted.
     let (unit, name) = if bytes >= 1 << 20 {
         (1 << 20, "MiB")

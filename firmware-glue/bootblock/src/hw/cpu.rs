@@ -12,8 +12,9 @@ use crate::memory::halves;
 
 const CPUID_1_EDX_MTRR: u32 = 1 << 12;
 const CPUID_1_ECX_XSAVE: u32 = 1 << 26;
+/// Set while `CR4_OSXSAVE` is, which only [`enable_avx`] sets.
+const CPUID_1_ECX_OSXSAVE: u32 = 1 << 27;
 const CPUID_1_ECX_AVX: u32 = 1 << 28;
-const CR4_PAE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
 /// XCR0: x87, SSE and AVX state.
 const XCR0_AVX: u32 = 7;
@@ -114,13 +115,13 @@ pub struct Entry {
 /// There must be a kernel at `kernel` and its zero page at `zero_page`.
 pub unsafe fn enter_kernel(entry: Entry) -> ! {
     // boot.rst asks for nothing of AVX; leave no trace of it.
-    if __cpuid(1).ecx & CPUID_1_ECX_AVX != 0 {
+    if __cpuid(1).ecx & CPUID_1_ECX_OSXSAVE != 0 {
         // SAFETY: upper halves hold nothing that is still needed.
         unsafe {
             asm!("vzeroupper", options(nomem, nostack));
         }
+        set_cr4(0, CR4_OSXSAVE);
     }
-    set_cr4(0, !CR4_PAE);
     unsafe extern "C" {
         fn enter_kernel_64(kernel: u32, zero_page: u32) -> !;
         fn enter_kernel_32(kernel: u32, zero_page: u32) -> !;
