@@ -2,6 +2,10 @@
 //!
 //! The guests are a few instructions of 32-bit code in an ELF image with a PVH note: any KVM runs them, also one that
 //! only emulates instructions. Without `/dev/kvm` these tests fail, unless `DARUMA_NO_KVM=1` says that this is known.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose world cannot be set up has failed"
+)]
 
 mod guest;
 mod process;
@@ -11,7 +15,7 @@ use process::{Run, config, have_kvm};
 
 /// Runs `code` as the whole guest.
 fn run(code: &Code) -> Run {
-    process::run(&config(&code.image(), "", 2), &[])
+    process::run(&config(code.image(), "", 2), &[])
 }
 
 #[test]
@@ -85,7 +89,7 @@ fn input_reaches_the_guest_and_its_end_does_not_end_the_guest() {
     }
     // The guest waits for two bytes and gives them back; standard input ends behind them.
     let code = Code::new().echo().echo().print("!").power_off();
-    let run = process::run_with_input(&config(&code.image(), "", 2), b"ab");
+    let run = process::run_with_input(&config(code.image(), "", 2), b"ab");
     assert_eq!(run.stdout, b"ab!", "{run:?}");
     assert_eq!(run.code, Some(0), "{run:?}");
 }
@@ -96,7 +100,7 @@ fn stop_ends_a_guest_that_does_nothing() {
         return;
     }
     for code in [Code::new().halt(), Code::new().spin()] {
-        let run = process::run(&config(&code.image(), "", 2), &[r#"{"action":"stop"}"#]);
+        let run = process::run(&config(code.image(), "", 2), &[r#"{"action":"stop"}"#]);
         assert_eq!(run.code, Some(0), "{run:?}");
         assert_eq!(run.events.last().unwrap()["reason"], "stopped", "{run:?}");
     }
@@ -112,7 +116,7 @@ fn the_power_button_sets_the_event_register() {
         .print("pressed")
         .power_off();
     let run = process::run(
-        &config(&code.image(), "", 2),
+        &config(code.image(), "", 2),
         &[r#"{"action":"power-button"}"#],
     );
     assert_eq!(run.stdout, b"pressed", "{run:?}");
@@ -124,7 +128,7 @@ fn the_guest_finds_memory_command_line_and_tables_at_its_entry() {
         return;
     }
     let code = Code::new().print_start_info().power_off();
-    let run = process::run(&config(&code.image(), "", 2), &[]);
+    let run = process::run(&config(code.image(), "", 2), &[]);
     // Magic number of the start info, first byte of the command line, "RSD" of the RSDP.
     assert_eq!(run.stdout, b"\x78\xc5\x6e\x33cRSD", "{run:?}");
 }
@@ -136,9 +140,11 @@ fn every_vcpu_can_be_created() {
     }
     for count in ["2", "32"] {
         let code = Code::new().print("up").power_off();
-        let text = config(&code.image(), "", 2)
+        let mut config = config(code.image(), "", 2);
+        config.text = config
+            .text
             .replace("\"vcpu_count\": 1", &format!("\"vcpu_count\": {count}"));
-        let run = process::run(&text, &[]);
+        let run = process::run(&config, &[]);
         assert_eq!(
             (run.code, &run.stdout[..]),
             (Some(0), &b"up"[..]),
@@ -162,7 +168,7 @@ fn virtio_devices_answer_at_their_places() {
         .print_memory(0xd000_1000, 12)
         .print_memory(0xd000_2008, 4)
         .power_off();
-    let run = process::run(&config(&code.image(), &drives, 2), &[]);
+    let run = process::run(&config(code.image(), &drives, 2), &[]);
     // "virt", version 2, device 2 (block); device 4 (entropy).
     assert_eq!(run.stdout, b"virt\x02\0\0\0\x02\0\0\0\x04\0\0\0", "{run:?}");
 }

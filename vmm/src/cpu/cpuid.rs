@@ -43,6 +43,13 @@ pub struct Host {
 /// Leaf 1 `EBX`: logical processors in the package, initial APIC ID.
 const LEAF1_EBX_COUNT_SHIFT: u32 = 16;
 const LEAF1_EBX_APIC_SHIFT: u32 = 24;
+/// Leaf 1 `ECX` bit 5: VMX. A guest gets no virtualization of its own: KVM's nesting is the largest part of it that a
+/// hostile guest could reach, and a kernel that has KVM built in would spend its boot on setting it up.
+const LEAF1_ECX_VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001 `ECX` bit 2: SVM, likewise.
+const EXT1_ECX_SVM: u32 = 1 << 2;
+/// What SVM can do (AMD).
+const SVM_FEATURES: u32 = 0x8000_000a;
 /// Leaf 1 `ECX` bit 24: TSC-deadline timer. KVM leaves it to the VMM, which knows whether the APIC is KVM's.
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 `ECX` bit 31: a hypervisor is present.
@@ -71,7 +78,12 @@ pub fn patch(
     let mut entries: Vec<_> = supported
         .as_slice()
         .iter()
-        .filter(|entry| !matches!(entry.function, 0xb | 0x1f | HYPERVISOR_FREQUENCIES))
+        .filter(|entry| {
+            !matches!(
+                entry.function,
+                0xb | 0x1f | HYPERVISOR_FREQUENCIES | SVM_FEATURES
+            )
+        })
         .copied()
         .collect();
     for entry in &mut entries {
@@ -102,6 +114,7 @@ fn patch_entry(entry: &mut kvm_cpuid_entry2, place: Place, host: Host) {
             entry.ebx |= place.cores() << LEAF1_EBX_COUNT_SHIFT;
             entry.ebx |= place.apic_id() << LEAF1_EBX_APIC_SHIFT;
             entry.ecx |= LEAF1_ECX_HYPERVISOR;
+            entry.ecx &= !LEAF1_ECX_VMX;
             set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, host.tsc_deadline);
             set(&mut entry.edx, LEAF1_EDX_HTT, place.cores() > 1);
         }
@@ -119,6 +132,7 @@ fn patch_entry(entry: &mut kvm_cpuid_entry2, place: Place, host: Host) {
         0x8000_0001 => {
             let counted = is_amd(entry.ecx) && place.cores() > 1;
             set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, counted);
+            entry.ecx &= !EXT1_ECX_SVM;
         }
         // Cores of AMD: number less one, bits of an APIC ID that number them.
         0x8000_0008 => {
@@ -228,6 +242,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_guest_gets_no_virtualization_of_its_own() {
+        let mut leaf1 = entry(1);
+        leaf1.ecx = !0;
+        let mut ext1 = entry(0x8000_0001);
+        ext1.ecx = !0;
+        let host = CpuId::from_entries(&[leaf1, ext1, entry(SVM_FEATURES)]).unwrap();
+        let cpuid = patch(&host, Place { id: 0, count: 1 }, HOST).unwrap();
+        assert_eq!(leaf(&cpuid, 1, 0).ecx & LEAF1_ECX_VMX, 0);
+        assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & EXT1_ECX_SVM, 0);
+        assert!(cpuid.as_slice().iter().all(|e| e.function != SVM_FEATURES));
     }
 
     #[test]

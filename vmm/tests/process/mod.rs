@@ -39,31 +39,54 @@ pub fn have_kvm() -> bool {
     false
 }
 
+/// A configuration and the kernel image it names.
+pub struct Config {
+    pub text: String,
+    _kernel: NamedTempFile,
+}
+
 /// A configuration with `kernel`; `more` are further sections, with a comma in front.
-pub fn config(kernel: &NamedTempFile, more: &str, memory_mib: u32) -> String {
-    // The image must live until the VMM has read it: leak it into the test's temporary folder.
-    let path = kernel.path().with_extension("elf");
-    std::fs::copy(kernel.path(), &path).unwrap();
-    format!(
+pub fn config(kernel: NamedTempFile, more: &str, memory_mib: u32) -> Config {
+    let text = format!(
         r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "cmdline"}},
             "machine-config": {{"vcpu_count": 1, "mem_size_mib": {memory_mib}}}{more}}}"#,
-        path.display()
-    )
+        kernel.path().display()
+    );
+    Config {
+        text,
+        _kernel: kernel,
+    }
 }
 
 /// Runs a guest; `actions` are sent when it runs.
-pub fn run(config: &str, actions: &[&str]) -> Run {
+pub fn run(config: &Config, actions: &[&str]) -> Run {
     start(config, actions, b"")
 }
 
 /// Runs a guest with `input` on its serial port.
-pub fn run_with_input(config: &str, input: &[u8]) -> Run {
+pub fn run_with_input(config: &Config, input: &[u8]) -> Run {
     start(config, &[], input)
 }
 
-fn start(config: &str, actions: &[&str], input: &[u8]) -> Run {
+/// Gives the open descriptor `fd` the number that the child expects, and lets it live through `exec`.
+fn place_control_socket(fd: i32) -> std::io::Result<()> {
+    let result = if fd == CONTROL_FD {
+        // SAFETY: changes a flag of an open descriptor.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }
+    } else {
+        // SAFETY: in the child, nothing else uses the number yet that is written over.
+        unsafe { libc::dup2(fd, CONTROL_FD) }
+    };
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn start(config: &Config, actions: &[&str], input: &[u8]) -> Run {
     let file = NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), config).unwrap();
+    std::fs::write(file.path(), &config.text).unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"));
     command
@@ -80,24 +103,8 @@ fn start(config: &str, actions: &[&str], input: &[u8]) -> Run {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let fd = theirs.as_raw_fd();
-    // SAFETY: only calls that are safe after fork: the descriptor is open in the child, and nothing else of the child's
-    // is at the number it gets.
-    unsafe {
-        command.pre_exec(move || {
-            if fd == CONTROL_FD {
-                let flags = libc::fcntl(fd, libc::F_SETFD, 0);
-                return if flags < 0 {
-                    Err(std::io::Error::last_os_error())
-                } else {
-                    Ok(())
-                };
-            }
-            if libc::dup2(fd, CONTROL_FD) < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
+    // SAFETY: the closure makes one system call, which is safe after fork.
+    unsafe { command.pre_exec(move || place_control_socket(fd)) };
     let mut child = command.spawn().unwrap();
     drop(theirs);
     child.stdin.take().unwrap().write_all(input).unwrap();

@@ -1,0 +1,143 @@
+//! What the VMM says, and how it ends, when it cannot run what it is given. Needs no KVM: each is found before.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose world cannot be set up has failed"
+)]
+
+use std::io::Write;
+use std::process::{Command, Output};
+
+use tempfile::{NamedTempFile, TempDir};
+
+const BAD_CONFIGURATION: i32 = 152;
+const BAD_ARGUMENTS: i32 = 153;
+
+fn vmm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Runs with `config`; gives the exit code and what was said.
+fn with_config(config: &str) -> (Option<i32>, String) {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(config.as_bytes()).unwrap();
+    let output = vmm(&["--no-api", "--config-file", file.path().to_str().unwrap()]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "one line says it: {stderr}");
+    (output.status.code(), stderr)
+}
+
+fn boot(kernel: &str, more: &str) -> String {
+    format!(r#"{{"boot-source": {{"kernel_image_path": "{kernel}"}}{more}}}"#)
+}
+
+#[test]
+fn bad_arguments_have_their_own_code() {
+    for (arguments, expected) in [
+        (&["--nonsense"][..], "--nonsense"),
+        (&["--no-api"], "--config-file"),
+        (&["--config-file", "/dev/null"], "--no-api"),
+        (
+            &["--api-sock", "/tmp/x", "--config-file", "/dev/null"],
+            "API socket is not built yet",
+        ),
+        (
+            &[
+                "--no-api",
+                "--config-file",
+                "/dev/null",
+                "--control-fd",
+                "77",
+            ],
+            "--control-fd 77",
+        ),
+        (
+            &[
+                "--no-api",
+                "--config-file",
+                "/dev/null",
+                "--control-fd",
+                "1",
+            ],
+            "control-fd",
+        ),
+        (
+            &["--no-api", "--config-file", "/dev/null", "--id", "a b"],
+            "--id",
+        ),
+    ] {
+        let output = vmm(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(BAD_ARGUMENTS),
+            "{arguments:?}: {stderr}"
+        );
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let output = vmm(&["--version"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .starts_with("daruma-vmm ")
+    );
+}
+
+#[test]
+fn bad_configurations_say_what_is_wrong() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("text"), "#!/bin/sh\n").unwrap();
+    std::fs::write(path("odd"), [0; 700]).unwrap();
+    let drive = |path: String| {
+        format!(
+            r#", "drives": [{{"drive_id": "d", "is_root_device": true, "path_on_host": "{path}"}}]"#
+        )
+    };
+    for (config, expected) in [
+        ("{".to_owned(), "line 1"),
+        (
+            boot("k", r#", "vsock": {"guest_cid": 3}"#),
+            "vsock is not supported yet",
+        ),
+        (
+            boot(
+                "k",
+                r#", "machine-config": {"vcpu_count": 33, "mem_size_mib": 64}"#,
+            ),
+            "1 to 32 vCPUs",
+        ),
+        (
+            boot(
+                "k",
+                r#", "machine-config": {"vcpu_count": 1, "mem_size_mib": 1000000}"#,
+            ),
+            "MiB in total",
+        ),
+        (boot(&path("missing"), ""), "missing: No such file"),
+        (
+            boot(directory.path().to_str().unwrap(), ""),
+            "is not a regular file",
+        ),
+        (
+            boot(&path("text"), ""),
+            "is neither an ELF image nor a bzImage",
+        ),
+        (
+            boot("k", &drive(path("gone"))),
+            "gone for drive \"d\": No such file",
+        ),
+        (boot("k", &drive(path("odd"))), "700 bytes"),
+    ] {
+        let (code, said) = with_config(&config);
+        assert_eq!(code, Some(BAD_CONFIGURATION), "{config}: {said}");
+        assert!(said.contains(expected), "{config}: {said}");
+    }
+}
