@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc::{CLOSE_RANGE_CLOEXEC, c_uint, close_range};
 use nix::unistd::{Pid, setsid};
 use serde_json::json;
 use thiserror::Error;
@@ -111,13 +112,17 @@ fn spawn(command: &mut Command) -> io::Result<Launched> {
     let prepare_child = move || {
         // Keys on the host's terminal and the host's own end must not reach the VMM as signals.
         setsid()?;
-        // All descriptors of the host close at exec; this one is meant to stay.
+        // Whoever started the host may have left it descriptors that do not close at exec.
+        // SAFETY: the call takes numbers only, and what it does takes effect at exec.
+        let marked = unsafe { close_range(3, c_uint::MAX, CLOSE_RANGE_CLOEXEC.cast_signed()) };
+        Errno::result(marked)?;
+        // This one is meant to stay.
         // SAFETY: `theirs` is open in the parent until `spawn` returns, so the number is valid in the child.
         let theirs = unsafe { std::os::fd::BorrowedFd::borrow_raw(inherited) };
         fcntl(theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    // SAFETY: between fork and exec the closure makes three system calls and allocates nothing.
     unsafe { command.pre_exec(prepare_child) };
     let mut child = command.spawn()?;
     drop(theirs);

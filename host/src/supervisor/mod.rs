@@ -657,7 +657,7 @@ impl Supervisor {
                 Phase::Waiting(until) if *until <= now => self.start(&[index], "again"),
                 Phase::Up(vm) => {
                     if let Some(step) = vm.press(now) {
-                        let line = format!("host: {} {step}", guest.name);
+                        let line = format!("host: {}: {step}", guest.name);
                         self.console.say(&line);
                     }
                 }

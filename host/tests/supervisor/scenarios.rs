@@ -1,0 +1,290 @@
+//! What the supervisor and its console promise.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::terminal::{Machine, guest};
+
+type Scenario = fn() -> Result<()>;
+
+pub const ALL: &[(&str, Scenario)] = &[
+    (
+        "guests_get_ready_and_shut_down_in_order",
+        guests_get_ready_and_shut_down_in_order,
+    ),
+    (
+        "killed_vmm_leaves_the_others_alone_and_comes_back",
+        killed_vmm,
+    ),
+    (
+        "bad_guests_fail_and_the_others_run",
+        bad_guests_fail_and_the_others_run,
+    ),
+    (
+        "disk_under_two_names_goes_to_the_first_guest",
+        disk_under_two_names,
+    ),
+    (
+        "background_output_is_kept_and_keys_are_raw",
+        background_output_and_keys,
+    ),
+    (
+        "guest_that_reads_nothing_blocks_nobody",
+        guest_that_reads_nothing,
+    ),
+    (
+        "flood_of_output_leaves_the_host_responsive",
+        flood_of_output,
+    ),
+    ("stubborn_guests_are_stopped_then_killed", stubborn_guests),
+    ("reboot_is_followed_by_a_start_under_every_policy", reboot),
+    ("last_words_of_a_vmm_are_the_detail", last_words),
+    ("vmm_inherits_four_descriptors", descriptors),
+    ("commands_suggest_the_nearest", commands),
+    ("term_signal_shuts_down_cleanly", term_signal),
+];
+
+const QUIET: &str = "restart = \"never\"";
+
+fn guests_get_ready_and_shut_down_in_order() -> Result<()> {
+    let by_timer = guest("timer", "boot-timer serve", "")
+        .replace("{ console = \"ready now\" }", "{ boot-timer = true }");
+    let toml = guest("a", "print=ready_now serve", "") + &guest("b", "print=ready_now serve", "");
+    let machine = Machine::start_with(&(toml + &by_timer), &["--onready"])?;
+    let folder = format!("/run/daruma-{}", machine.pid());
+    let (shown, code) = machine.end()?;
+    for name in ["a", "b", "timer"] {
+        let states: Vec<_> = shown
+            .lines()
+            .filter_map(|line| line.strip_prefix(&format!("daruma: {name}: ")))
+            .map(|state| state.split_once(':').map_or(state, |(word, _)| word))
+            .collect();
+        ensure!(
+            states == ["starting", "ready", "stopped"],
+            "{name}: {states:?} in {shown}"
+        );
+    }
+    let time = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("daruma: a: ready: "));
+    let time = time
+        .and_then(|text| text.strip_suffix(" ms"))
+        .context("no time")?;
+    ensure!(time.parse::<u64>().is_ok(), "{time}");
+    ensure!(code == Some(0), "{code:?}");
+    ensure!(!Path::new(&folder).exists(), "{folder} was left behind");
+    Ok(())
+}
+
+/// Waits for `pid=N;` in the output of a guest that is shown.
+fn pid(machine: &mut Machine, name: &str, number: usize) -> Result<String> {
+    machine.type_in(&format!("\x1d{number}"))?;
+    machine.expect(&format!("--- {name}"))?;
+    machine.expect("pid=")?;
+    machine.expect(";")
+}
+
+fn is_running(pid: &str) -> bool {
+    Path::new("/proc").join(pid).exists()
+}
+
+fn killed_vmm() -> Result<()> {
+    let toml =
+        guest("a", "pid print=ready_now serve", "") + &guest("b", "pid print=ready_now serve", "");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: a: ready", "daruma: b: ready"])?;
+    let (a, b) = (pid(&mut machine, "a", 1)?, pid(&mut machine, "b", 2)?);
+    machine.type_in("\x1d0")?;
+    machine.expect("--- host")?;
+    ensure!(Command::new("kill").args(["-9", &a]).status()?.success());
+    machine.expect("daruma: a: stopped: VMM killed by SIGKILL")?;
+    machine.expect("starts again at once")?;
+    machine.expect("daruma: a: starting: again")?;
+    let between = machine.expect("daruma: a: ready")?;
+    ensure!(!between.contains("daruma: b"), "{between}");
+    ensure!(is_running(&b) && !is_running(&a));
+    machine.type_in("poweroff\r")?;
+    ensure!(machine.end()?.1 == Some(0));
+    ensure!(!is_running(&b));
+    Ok(())
+}
+
+fn bad_guests_fail_and_the_others_run() -> Result<()> {
+    let toml = guest("typo", "serve", "vcpu = 1")
+        + &guest("none", "serve", "").replace("\"kernel\"", "\"nokernel\"")
+        + &guest("good", "print=ready_now serve", "")
+        + &guest("good", "serve", "");
+    let mut machine = Machine::start_with(&toml, &["--onready"])?;
+    machine.expect("daruma: typo: failed: machine.toml line 7: unknown key 'vcpu'")?;
+    machine.expect("did you mean 'vcpus'?")?;
+    machine.look_back();
+    let missing = format!(
+        "cannot open image {}/nokernel",
+        machine.folder.path().display()
+    );
+    machine.expect_all(&[
+        &format!("daruma: none: failed: {missing}: No such file"),
+        "daruma: good-line-22: failed: machine.toml line 22: guest name 'good' is already taken in line 15",
+        "daruma: good: ready: ",
+    ])?;
+    machine.expect("daruma: good: stopped: ")?;
+    ensure!(machine.end()?.1 == Some(0));
+    Ok(())
+}
+
+fn disk_under_two_names() -> Result<()> {
+    let disk = |source: &str| format!("{QUIET}\n[[guest.disk]]\nsource = \"{source}\"");
+    let toml = guest("first", "print=ready_now serve", &disk("disk"))
+        + &guest("second", "print=ready_now serve", &disk("disk:alias"))
+        + &guest("third", "print=ready_now serve", &disk("other"));
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: first: ready", "daruma: third: ready"])?;
+    machine.look_back();
+    machine.expect("daruma: second: failed: disk ")?;
+    machine.expect("alias is already used by guest 'first'")?;
+    Ok(())
+}
+
+fn background_output_and_keys() -> Result<()> {
+    let toml = guest("a", "print=hello_from_a echo print=ready_now serve", "")
+        + &guest("b", "print=ready_now serve", "");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: a: ready", "daruma: b: ready", "1 a, 2 b"])?;
+    machine.type_in("\x1d1")?;
+    machine.expect("--- a (Ctrl-] 0 for the host) ---\r\nhello from a\r\nready now\r\n")?;
+    machine.type_in("x\x03\r\x1d\x1d")?;
+    machine.expect("<78><03><0d><1d>")?;
+    // Restarted while its own view hides the host's lines.
+    machine.type_in("\x1d0restart b\r")?;
+    machine.expect("daruma: b: stopped: powered off")?;
+    machine.expect("daruma: b: starting")?;
+    machine.expect("daruma: b: ready")?;
+    machine.type_in("\x1d1")?;
+    machine.expect("--- a")?;
+    // What was seen before is shown again, as far as it fits a tail.
+    machine.expect("<78><03><0d><1d>")?;
+    Ok(())
+}
+
+fn guest_that_reads_nothing() -> Result<()> {
+    let mut machine = Machine::start(&guest("a", "print=ready_now serve", ""))?;
+    machine.expect("daruma: a: ready")?;
+    machine.type_in("\x1d1")?;
+    machine.expect("ready now")?;
+    // More than the pipe and the host's buffer hold.
+    machine.type_in(&"k".repeat(200 * 1024))?;
+    machine.expect("\x07")?;
+    machine.type_in("\x1d0list\r")?;
+    machine.expect("all guests are ready")?;
+    machine.type_in("poweroff\r")?;
+    machine.expect("daruma: a: stopped: powered off")?;
+    Ok(())
+}
+
+fn flood_of_output() -> Result<()> {
+    let toml = guest("loud", "flood=20000 print=ready_now serve", "")
+        + &guest("calm", "print=ready_now serve", "");
+    let mut machine = Machine::start(&toml)?;
+    machine.type_in("\x1d1\x1d0list\r")?;
+    machine.expect("no guest")?;
+    machine.expect_all(&["daruma: calm: ready", "daruma: loud: ready"])?;
+    Ok(())
+}
+
+fn stubborn_guests() -> Result<()> {
+    let toml = guest("stubborn", "print=ready_now stubborn", "stop-timeout = 0")
+        + &guest("deaf", "print=ready_now deaf", "stop-timeout = 0")
+        + &guest("asleep", "serve", "autostart = false");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: stubborn: ready", "daruma: deaf: ready"])?;
+    machine.type_in("poweroff\r")?;
+    machine.expect_all(&[
+        "host: stubborn: did not power off in time, its VMM is told to stop",
+        "daruma: stubborn: stopped: stopped",
+        "host: deaf: its VMM did not stop, it is killed",
+        "daruma: deaf: stopped: killed",
+    ])?;
+    let (shown, code) = machine.end()?;
+    ensure!(
+        code == Some(0) && !shown.contains("daruma: asleep"),
+        "{code:?} {shown}"
+    );
+    Ok(())
+}
+
+fn reboot() -> Result<()> {
+    let script = "print=ready_now once=FOLDER/marker exit=16";
+    let mut machine = Machine::start(&guest("a", script, QUIET))?;
+    machine.expect("daruma: a: ready")?;
+    machine.expect("daruma: a: stopped: rebooted; starts again at once")?;
+    machine.expect("daruma: a: starting: again")?;
+    machine.expect("daruma: a: ready")?;
+    Ok(())
+}
+
+fn last_words() -> Result<()> {
+    let toml = guest("error", "log=first log=no_such_kernel exit=1", QUIET)
+        + &guest("refused", "log=unknown_section exit=152", "")
+        + &guest("fault", "exit=17", QUIET);
+    let (shown, code) = Machine::start(&toml)?.end()?;
+    for line in [
+        "daruma: error: failed: VMM error: no such kernel\r\n",
+        "daruma: refused: failed: the VMM refused its configuration: unknown section\r\n",
+        "daruma: fault: failed: triple fault",
+    ] {
+        ensure!(shown.contains(line), "{line:?} not in:\n{shown}");
+    }
+    // Nothing runs any more, and not because someone wanted that.
+    ensure!(code == Some(1), "{code:?}");
+    Ok(())
+}
+
+fn descriptors() -> Result<()> {
+    let script = "descriptors print=ready_now serve";
+    let toml = guest("a", script, "") + &guest("b", script, "") + &guest("c", script, "");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: a: ready", "daruma: b: ready", "daruma: c: ready"])?;
+    for number in 1..=3 {
+        machine.type_in(&format!("\x1d{number}"))?;
+        machine.expect("descriptors=4;")?;
+    }
+    Ok(())
+}
+
+fn commands() -> Result<()> {
+    let mut machine = Machine::start(&guest("pocket", "log=a_line print=ready_now serve", ""))?;
+    machine.expect("daruma: pocket: ready")?;
+    for (command, answer) in [
+        ("lsit", "did you mean 'list'?"),
+        ("stop poket", "no guest 'poket'; did you mean 'pocket'?"),
+        ("start", "which guest? start GUEST"),
+        ("start pocket", "guest 'pocket' runs"),
+        ("log pocket", "a line"),
+        ("shell", "ordinary Linux"),
+        ("help", "poweroff"),
+    ] {
+        machine.type_in(&format!("{command}\r"))?;
+        machine.expect(answer).with_context(|| command)?;
+    }
+    machine.type_in("stop pocket\r")?;
+    machine.expect("daruma: pocket: stopped: powered off")?;
+    // The last guest is down: there is nothing left to supervise.
+    ensure!(machine.end()?.1 == Some(0));
+    Ok(())
+}
+
+fn term_signal() -> Result<()> {
+    let mut machine = Machine::start(&guest("a", "print=ready_now serve", ""))?;
+    machine.expect("daruma: a: ready")?;
+    ensure!(
+        Command::new("kill")
+            .arg(machine.pid().to_string())
+            .status()?
+            .success()
+    );
+    machine.expect("daruma: a: stopped: powered off")?;
+    ensure!(machine.end()?.1 == Some(0));
+    Ok(())
+}
