@@ -6,7 +6,7 @@
 )]
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write, stderr, stdin, stdout};
+use std::io::{BufRead, BufReader, Read, Write, stdin, stdout};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 fn step(word: &str, value: &str, control: &UnixStream) -> Option<u8> {
     match word {
         "print" => say(&format!("{}\r\n", value.replace('_', " "))),
-        "log" => writeln!(stderr(), "{}", value.replace('_', " ")).unwrap(),
+        "log" => eprintln!("{}", value.replace('_', " ")),
         "pid" => say(&format!("pid={};\r\n", std::process::id())),
         "descriptors" => {
             let mut open: Vec<i32> = fs::read_dir("/proc/self/fd")
