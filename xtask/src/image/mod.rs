@@ -27,8 +27,10 @@ use crate::{guests, setup};
 const MAX_PAYLOAD_BYTES: u64 = 5 << 20;
 
 /// Both consoles; only errors of the kernel, so that the host's own lines stand alone; and a machine that fell over
-/// stands up again.
-const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=10";
+/// stands up again. The last two save time at boot: 4 MiB of bounce buffers instead of 64 to clear, and no wait of
+/// 200 ms for each SATA port, which QEMU's do not need.
+const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=10 \
+                       swiotlb=2048 libata.force=nodbdelay";
 
 /// zstd's strongest: it costs a second here and nothing there.
 const COMPRESSION: i32 = 22;
@@ -82,9 +84,10 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
         .guest_file("clock/initrd", clock)
         .build()?;
     let vmlinux = read(&parts.kernel.vmlinux)?;
-    let files: [(&str, &[u8]); 5] = [
+    let files: [(&str, &[u8]); 6] = [
         ("bzImage", &kernel),
         ("cmdline", CMDLINE.as_bytes()),
+        ("daruma", &parts.product.daruma),
         ("daruma.rom", &rom.bytes),
         ("initramfs", &host),
         ("vmlinux", &vmlinux),
