@@ -21,4 +21,5 @@ mod lines;
 mod power;
 mod shell;
 pub mod supervisor;
+mod timing;
 pub mod up;

@@ -95,6 +95,7 @@ pub fn up(options: Options) -> Result<ExitCode, UpError> {
         power_off_when_ready: options.power_off_when_ready,
         is_init: false,
         open_shell: false,
+        timing_since: None,
         buttons: Vec::new(),
     };
     let system = |step| move |source| UpError::System { step, source };

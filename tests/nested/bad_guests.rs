@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use tests::Image;
+use tests::image::place;
 use tests::qemu::Builder;
 
 /// What every guest below has in common.
@@ -64,6 +65,10 @@ fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
             &format!("kernel = \"flash:guest/torn\"\nmemory = \"64M\"\n{READY}"),
         ),
         guest(
+            "rotten",
+            &format!("kernel = \"flash:guest/rotten\"\nmemory = \"64M\"\n{READY}"),
+        ),
+        guest(
             "fat",
             &format!(
                 "kernel = \"flash:daruma/kernel\"\ninitrd = \"flash:guest/fat\"\n\
@@ -85,8 +90,12 @@ fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
         .parts()?
         .machine(&machine_file)
         .file("guest/torn", torn)
+        .file("guest/rotten", image.read("bzImage")?)
         .file("guest/fat", vec![0x55; 3 << 20]);
-    std::fs::write(&rom, parts.rom()?)?;
+    let mut bytes = parts.rom()?;
+    let (rotten, _) = place(&bytes, "guest/rotten")?;
+    bytes[rotten + 1000] ^= 0x20;
+    std::fs::write(&rom, bytes)?;
 
     let mut machine = Builder::rom(&rom).memory_mib(4096).boot()?;
     machine.console.expect_all(&[
@@ -99,6 +108,8 @@ fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
         "daruma: lost: failed: ",
         "daruma: text: failed: ",
         "daruma: torn: failed: ",
+        "daruma: rotten: failed: ",
+        "daruma: fat: failed: ",
         "daruma: off: stopped",
         "daruma: triple: failed: ",
     ])?;
@@ -120,7 +131,9 @@ fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
         ("huge", &["65536", "MiB"]),
         ("lost", &["no/such/file"]),
         ("text", &["daruma/cmdline"]),
-        ("torn", &["guest/torn"]),
+        ("torn", &["guest/torn", "truncated"]),
+        ("rotten", &["guest/rotten", "hash"]),
+        ("fat", &["guest/fat", "memory"]),
         ("triple", &["triple fault"]),
     ] {
         for word in words {

@@ -65,6 +65,8 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
 
     // Killing one VMM restarts its guest and leaves the others untouched.
     console.send("kill clock\r")?;
+    // What was missed in the meantime is shown first; the command's echo ends it.
+    console.expect("kill clock")?;
     let (_, until_ready) = console.expect_any(&["daruma: clock: ready: "])?;
     ensure!(
         until_ready.contains("daruma: clock: starting"),

@@ -18,6 +18,30 @@ ready = { console = "pocket login:" }
 [[guest.disk]]
 source = "disk:root.erofs"
 read-only = true
+
+[[guest]]
+name = "writer"
+memory = "64M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = { console = "pocket login:" }
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
+
+[[guest.disk]]
+source = "disk:spare.img"
+
+[[guest]]
+name = "thief"
+memory = "64M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet"
+ready = { console = "never said" }
+
+[[guest.disk]]
+source = "disk:./spare.img"
 "#;
 
 #[test]
@@ -28,6 +52,7 @@ fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<
     std::fs::create_dir(&tree)?;
     std::fs::write(tree.join("machine.toml"), MACHINE)?;
     std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
+    std::fs::write(tree.join("spare.img"), vec![0; 1 << 20])?;
     let rom = image.read("daruma.rom")?;
     let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
     std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
@@ -42,7 +67,12 @@ fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<
     )
     .disk(&disk, false)
     .boot()?;
-    machine.console.expect("daruma: pocket: ready: ")?;
+    // One disk is written to by one guest, whatever path the other takes to it.
+    machine.console.expect_all(&[
+        "daruma: pocket: ready: ",
+        "daruma: writer: ready: ",
+        "daruma: thief: failed: ",
+    ])?;
 
     // Ctrl-Alt-Del on the host's keyboard shuts the guests down, then restarts the machine
     // (which ends QEMU here).
@@ -53,7 +83,9 @@ fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<
             .replace('\n', " ")
             .as_str(),
     )?;
-    machine.console.expect("daruma: pocket: stopped")?;
+    machine
+        .console
+        .expect_all(&["daruma: pocket: stopped", "daruma: writer: stopped"])?;
     let (status, _) = machine.wait_off()?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())

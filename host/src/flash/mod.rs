@@ -4,7 +4,7 @@ mod mapping;
 mod unpack;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{fs, io};
 
@@ -197,17 +197,19 @@ impl Flash {
         Ok(path)
     }
 
-    /// Path of the copy of `name`, without the slashes that would make folders and the `..` that would leave ours.
+    /// Path of the copy of `name`: the same below our folder, because errors of the VMM show it. A name that would lead
+    /// out of the folder is made flat.
     fn path(&self, name: &str) -> Result<PathBuf, FlashError> {
-        fs::create_dir_all(&self.folder).map_err(|source| write_error(&self.folder, source))?;
-        let mut flat = String::from("file-");
-        for byte in name.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => flat.push(byte.into()),
-                other => flat.push_str(&format!("%{other:02x}")),
-            }
-        }
-        Ok(self.folder.join(flat))
+        let plain = |part| matches!(part, Component::Normal(_));
+        let path = if Path::new(name).components().all(plain) {
+            self.folder.join(name)
+        } else {
+            self.folder
+                .join(format!("flat-{}", name.replace('/', "%2f")))
+        };
+        let folder = path.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
+        Ok(path)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::{Source, nearest};
 
-const KEYS: [&str; 3] = ["machine", "onready", "recovery"];
+const KEYS: [&str; 4] = ["machine", "onready", "recovery", "timing"];
 const PREFIX: &str = "daruma.";
 
 /// What the command line asks for.
@@ -14,6 +14,8 @@ pub struct BootOptions {
     pub power_off_when_ready: bool,
     /// `daruma.recovery`: a shell, no guests.
     pub recovery: bool,
+    /// `daruma.timing`: benchmarks' points in time on the console.
+    pub timing: bool,
     /// Words that were not understood, each with the nearest right one.
     pub remarks: Vec<String>,
 }
@@ -39,14 +41,15 @@ impl BootOptions {
                 }
                 ("onready", Some("poweroff")) => options.power_off_when_ready = true,
                 ("recovery", None) => options.recovery = true,
+                ("timing", None) => options.timing = true,
                 ("machine", _) => options.remarks.push(format!(
                     "{PREFIX}machine needs a value: a flash name, disk:PATH or an absolute path"
                 )),
                 ("onready", _) => options
                     .remarks
                     .push(format!("{PREFIX}{word}: the only value is {PREFIX}onready=poweroff")),
-                ("recovery", _) => {
-                    options.remarks.push(format!("{PREFIX}{word}: {PREFIX}recovery takes no value"));
+                ("recovery" | "timing", _) => {
+                    options.remarks.push(format!("{PREFIX}{word}: {PREFIX}{key} takes no value"));
                 }
                 (other, _) => options.remarks.push(match nearest(other, KEYS) {
                     Some(meant) => {

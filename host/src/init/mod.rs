@@ -15,20 +15,22 @@ use nix::unistd::{Pid, sync};
 use crate::console::{Console, Head};
 use crate::power;
 use crate::supervisor::{self, Outcome, Settings, Supervisor};
+use crate::timing;
 use boot_options::BootOptions;
 
 const RUN_FOLDER: &str = "/run/daruma";
 
 /// Runs the machine. Never returns: process 1 has nowhere to go.
 pub fn main() -> ! {
+    let start = timing::counter();
     rescue::install();
-    match run() {
+    match run(start) {
         Ok(outcome) => switch_off(outcome),
         Err(error) => rescue::stand_up(&error),
     }
 }
 
-fn run() -> std::io::Result<Outcome> {
+fn run(start: u64) -> std::io::Result<Outcome> {
     supervisor::block_signals()?;
     let mut remarks = mounts::mount_all();
     let run_folder = PathBuf::from(RUN_FOLDER);
@@ -51,6 +53,7 @@ fn run() -> std::io::Result<Outcome> {
         power_off_when_ready: options.power_off_when_ready,
         is_init: true,
         open_shell: options.recovery,
+        timing_since: options.timing.then_some(start),
         buttons: power::buttons(),
     };
     let supervisor = Supervisor::new(settings, Console::new(heads()))?;

@@ -30,6 +30,7 @@ use crate::errors::chain;
 use crate::images::{ImageError, Images, Prepared};
 use crate::power;
 use crate::shell::Shell;
+use crate::timing;
 use control::Event;
 use guest::{Guest, Phase, Pipe};
 pub use launch::{VMM_NAME, set_nonblocking};
@@ -57,6 +58,8 @@ pub struct Settings {
     pub is_init: bool,
     /// Open the recovery shell at once.
     pub open_shell: bool,
+    /// Say benchmarks' points in time; the counter's value when this process began.
+    pub timing_since: Option<u64>,
     /// Power buttons, as event devices.
     pub buttons: Vec<OwnedFd>,
 }
@@ -355,11 +358,16 @@ impl Supervisor {
         let guest = &mut self.guests[index];
         if guest.state == State::Starting {
             guest.life.ready();
+            let counter = timing::counter();
             self.set_state(
                 index,
                 State::Ready,
                 &format!("{} ms", clock::now().as_millis()),
             );
+            if self.settings.timing_since.is_some() {
+                let point = format!("{} ready", self.guests[index].name);
+                self.console.say(&timing::point(&point, counter));
+            }
         }
     }
 
@@ -377,6 +385,12 @@ impl Supervisor {
     }
 
     fn install(&mut self, loaded: Loaded) {
+        if let Some(start) = self.settings.timing_since {
+            self.console.say(&timing::point("host", start));
+            let kib = timing::memory_in_use_kib().unwrap_or(0);
+            self.console
+                .say(&format!("daruma-timing: host memory_kib={kib}"));
+        }
         for remark in &loaded.remarks {
             self.console.say(&format!("host: {remark}"));
         }
