@@ -8,7 +8,7 @@ archive=$1 files=$2 root=$3 image=$4 label=$5 uuid=$6
 mkdir -p "$root"
 tar --extract --file "$archive" --directory "$root" --numeric-owner --preserve-permissions
 cp -r "$files/." "$root/"
-chown -R 0:0 "$root/etc/fstab" "$root/etc/hostname" "$root/etc/hosts" "$root/etc/issue" "$root/etc/apt/sources.list"
+(cd "$files" && find . -type f) | while read -r file; do chown 0:0 "$root/$file"; done
 
 # Root's password is `daruma`, hashed with a fixed salt so that two builds give the same bytes.
 sed -i 's|^root:[^:]*:|root:$6$daruma$svkmawOpgpIKZ7H7kipibAnobG5FQs7DwO.J2E8lbgT4J/t0tnSOKt8YSYPcgQKcqUpnn.TghgwBZBvZWwlEK.:|' \

@@ -55,8 +55,9 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 5] = [
+const FILES: [RecipeFile; 6] = [
     recipe!("etc/apt/sources.list", "sources.list"),
+    recipe!("etc/default/locale", "locale"),
     recipe!("etc/fstab", "fstab"),
     recipe!("etc/hostname", "hostname"),
     recipe!("etc/hosts", "hosts"),
