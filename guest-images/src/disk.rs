@@ -135,3 +135,48 @@ fn write_table(disk: &mut File) -> std::io::Result<()> {
     table.write().map_err(std::io::Error::other)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn the_host_finds_the_disk_by_partition_name_and_by_label() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (
+            folder.path().join("root.img"),
+            folder.path().join("disk.img"),
+        );
+        fs::write(&source, "a guest's root").unwrap();
+        let contents = [Content {
+            path: "guests/debian/root.img",
+            source: &source,
+        }];
+        build(
+            &contents,
+            &folder.path().join("scratch"),
+            &folder.path().join("log"),
+            &out,
+        )
+        .unwrap();
+
+        let table = GptConfig::new().open(&out).unwrap();
+        let names: Vec<_> = table
+            .partitions()
+            .values()
+            .map(|partition| &*partition.name)
+            .collect();
+        assert_eq!(names, [LABEL]);
+        let first_lba = table.partitions()[&1].first_lba;
+        // ext4's superblock lies 1024 bytes into the partition: magic at 0x38, label at 0x78.
+        let mut superblock = [0; 0x88];
+        let disk = File::open(&out).unwrap();
+        disk.read_exact_at(&mut superblock, first_lba * SECTOR + 1024)
+            .unwrap();
+        assert_eq!(superblock[0x38..0x3a], [0x53, 0xef]);
+        assert_eq!(superblock[0x78..0x7e], *b"daruma");
+        assert!(!tool::unfinished(&out).exists());
+    }
+}
