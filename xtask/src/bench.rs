@@ -26,18 +26,11 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let step = Step::begin("bench");
     step.set("building the benchmarks");
     let lab = product::static_program(paths, "benches", "lab", &step)?;
-    let mut build = product::cargo(&[
-        "build",
-        "--release",
-        "--package",
-        "benches",
-        "--bin",
-        "bench",
-    ]);
+    let mut build = product::cargo(&["build", "--package", "benches", "--bin", "bench"]);
     product::run(&mut build, paths, &step)?;
     drop(step);
 
-    let mut bench = std::process::Command::new(paths.target.join("release/bench"));
+    let mut bench = std::process::Command::new(paths.target.join("debug/bench"));
     bench.arg("--lab").arg(lab).env("DARUMA_IMAGE", folder);
     if let Some(file) = &options.json {
         bench.arg("--json").arg(file);
