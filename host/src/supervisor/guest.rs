@@ -66,6 +66,8 @@ pub struct Vm {
     stopping: Option<(Stopping, Duration)>,
     /// What the VMM said about its end.
     last_words: Option<String>,
+    /// The newest line that it logged; `log` holds lines of the host too.
+    last_logged: Option<String>,
 }
 
 /// A guest.
@@ -197,6 +199,9 @@ impl Guest {
         let bytes = read_some(&vm.ends.stderr, &mut vm.stderr_open);
         let mut lines = Vec::new();
         vm.log_line.push(&bytes, |line| lines.push(line));
+        if let Some(line) = lines.last() {
+            vm.last_logged = Some(line.clone());
+        }
         lines.into_iter().for_each(|line| self.log(line));
         !bytes.is_empty()
     }
@@ -234,11 +239,12 @@ impl Guest {
             return (end.to_string(), false);
         };
         if let Some(line) = vm.log_line.finish() {
+            vm.last_logged = Some(line.clone());
             self.log(line);
         }
         let asked = vm.stopping.is_some();
         if end != End::Clean && end != End::Reboot && !asked {
-            last_line = vm.last_words.take().or_else(|| self.log.back().cloned());
+            last_line = vm.last_words.take().or_else(|| vm.last_logged.take());
         }
         let cause = match (end, vm.stopping) {
             (End::Clean, Some((Stopping::Told, _))) => "stopped".to_owned(),
@@ -270,6 +276,7 @@ impl Guest {
             rule,
             stopping: None,
             last_words: None,
+            last_logged: None,
         }));
     }
 }
