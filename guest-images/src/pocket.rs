@@ -43,14 +43,13 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 12] = [
+const FILES: [RecipeFile; 11] = [
     recipe!("etc/fstab", 0o644, "fstab"),
     recipe!("etc/group", 0o644, "group"),
     recipe!("etc/hostname", 0o644, "hostname"),
     recipe!("etc/hosts", 0o644, "hosts"),
     recipe!("etc/inittab", 0o644, "inittab"),
     recipe!("etc/issue", 0o644, "issue"),
-    recipe!("etc/nsswitch.conf", 0o644, "nsswitch.conf"),
     recipe!("etc/passwd", 0o644, "passwd"),
     recipe!("etc/profile", 0o644, "profile"),
     recipe!("etc/rc", 0o755, "rc"),
