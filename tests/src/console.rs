@@ -9,9 +9,9 @@ use anyhow::{Result, bail};
 
 /// How long a console may stay without the awaited words before the test is called hung.
 ///
-/// A nested boot takes about half a minute on two emulated cores; a loaded machine may need
-/// several times that. No test passes or fails by speed.
-pub const HUNG: Duration = Duration::from_secs(300);
+/// A nested boot takes about half a minute on two emulated cores, a guest with 32 vCPUs up to three
+/// minutes; a loaded machine may need several times that. No test passes or fails by speed.
+pub const HUNG: Duration = Duration::from_secs(900);
 
 #[derive(Default)]
 struct Received {
