@@ -55,8 +55,7 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 6] = [
-    recipe!("etc/apt/sources.list", "sources.list"),
+const FILES: [RecipeFile; 5] = [
     recipe!("etc/default/locale", "locale"),
     recipe!("etc/fstab", "fstab"),
     recipe!("etc/hostname", "hostname"),
@@ -67,8 +66,8 @@ const FILES: [RecipeFile; 6] = [
 /// Where packages come from, and where to work.
 #[derive(Debug)]
 pub struct Inputs<'a> {
-    /// Base URI of a Debian mirror.
-    pub mirror: &'a str,
+    /// Base URI of a Debian mirror, which the guest will use as well; `None` for mmdebstrap's own choice.
+    pub mirror: Option<&'a str>,
     /// Keyring that signs the mirror's release; `None` for apt's own.
     pub keyring: Option<&'a Path>,
     /// A folder for some 400 MB of temporary files.
@@ -115,10 +114,10 @@ fn install_packages(inputs: &Inputs<'_>) -> Result<PathBuf, Error> {
     if let Some(keyring) = inputs.keyring {
         mmdebstrap.arg(format!("--keyring={}", keyring.display()));
     }
-    mmdebstrap
-        .arg(SUITE)
-        .arg(&archive)
-        .arg(format!("deb {} {SUITE} main", inputs.mirror));
+    mmdebstrap.arg(SUITE).arg(&archive);
+    if let Some(mirror) = inputs.mirror {
+        mmdebstrap.arg(format!("deb {mirror} {SUITE} main"));
+    }
     tool::run(&mut mmdebstrap, inputs.log)?;
     Ok(archive)
 }

@@ -78,7 +78,7 @@ pub fn debian_root(paths: &Paths, apt: &Apt) -> Result<(PathBuf, String)> {
         let log = fresh_log(paths, "debian")?;
         let scratch = folder.join("scratch");
         let inputs = debian::Inputs {
-            mirror: &mirror,
+            mirror: mirror.as_deref(),
             keyring: keyring.as_deref(),
             scratch: &scratch,
             log: &log,

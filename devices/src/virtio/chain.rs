@@ -4,7 +4,9 @@
 //! each byte of it is in guest memory. The driver may still change the *contents* of its buffers at
 //! any time, so a device copies what it decides by, once.
 
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use std::ops::Range;
+
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use virtio_queue::desc::split::Descriptor;
 
@@ -72,39 +74,37 @@ impl Buffers {
     /// Copies `data.len()` bytes from the front of the buffers and consumes them. `false`, with
     /// nothing consumed, where that many are not left.
     pub fn read(&mut self, memory: &GuestMemory, data: &mut [u8]) -> Result<bool, QueueError> {
-        if !self.holds(data.len()) {
-            return Ok(false);
-        }
-        let mut rest = data;
-        while let Ok(want @ 1..) = u32::try_from(rest.len()) {
-            let Some((address, len)) = self.take_front(want) else {
-                break;
-            };
-            let (now, later) = rest.split_at_mut(len as usize);
-            memory
-                .read_slice(now, address)
-                .map_err(QueueError::Memory)?;
-            rest = later;
-        }
-        Ok(true)
+        self.consume(data.len(), |address, part| {
+            memory.read_slice(&mut data[part], address)
+        })
     }
 
     /// Copies `data` to the front of the buffers and consumes that much of them. `false`, with nothing
     /// written, where they are too small.
     pub fn write(&mut self, memory: &GuestMemory, data: &[u8]) -> Result<bool, QueueError> {
-        if !self.holds(data.len()) {
+        self.consume(data.len(), |address, part| {
+            memory.write_slice(&data[part], address)
+        })
+    }
+
+    /// Consumes `len` bytes from the front, one contiguous piece of guest memory after the other; `copy` gets each
+    /// piece's address and which of the `len` bytes it is. `false`, with nothing consumed, where that many are not left.
+    fn consume(
+        &mut self,
+        len: usize,
+        mut copy: impl FnMut(GuestAddress, Range<usize>) -> Result<(), GuestMemoryError>,
+    ) -> Result<bool, QueueError> {
+        if !self.holds(len) {
             return Ok(false);
         }
-        let mut rest = data;
-        while let Ok(want @ 1..) = u32::try_from(rest.len()) {
-            let Some((address, len)) = self.take_front(want) else {
+        let mut done = 0;
+        while let Ok(want @ 1..) = u32::try_from(len - done) {
+            let Some((address, taken)) = self.take_front(want) else {
                 break;
             };
-            let (now, later) = rest.split_at(len as usize);
-            memory
-                .write_slice(now, address)
-                .map_err(QueueError::Memory)?;
-            rest = later;
+            let end = done + taken as usize;
+            copy(address, done..end).map_err(QueueError::Memory)?;
+            done = end;
         }
         Ok(true)
     }

@@ -10,7 +10,6 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::zero_page::SETUP_MAGIC;
 use super::{BootError, Entry, LoadedKernel};
 use crate::config::BootProtocol;
-use crate::layout::HIGH_RAM;
 use crate::memory::{self, GuestMemory};
 
 /// Where the setup header starts in the file.
@@ -105,23 +104,7 @@ fn check(
     let in_file = size - setup_bytes;
     let needed = u64::from(header.init_size).max(in_file);
     let end = start.saturating_add(needed);
-    if start < HIGH_RAM {
-        return Err(BootError::KernelOverlapsBootStructures {
-            path: path.into(),
-            start,
-            end,
-            limit: HIGH_RAM,
-        });
-    }
-    if end > ram {
-        return Err(BootError::KernelOutsideMemory {
-            path: path.into(),
-            start,
-            end,
-            ram,
-        });
-    }
-    Ok((header, start..end))
+    Ok((header, super::kernel_place(path, start..end, ram)?))
 }
 
 #[cfg(test)]

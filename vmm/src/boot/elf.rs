@@ -9,7 +9,6 @@ use linux_loader::loader::elf::Elf;
 
 use super::{BootError, Entry, LoadedKernel, read_at};
 use crate::config::BootProtocol;
-use crate::layout::HIGH_RAM;
 use crate::memory::{self, GuestMemory};
 
 /// `e_ident` of a 64-bit little-endian file.
@@ -198,23 +197,7 @@ fn check_segment(path: &Path, segment: &Segment, ram: u64) -> Result<Range<u64>,
     }
     let start = segment.address;
     let end = start.saturating_add(segment.memory_size);
-    if start < HIGH_RAM {
-        return Err(BootError::KernelOverlapsBootStructures {
-            path: path.into(),
-            start,
-            end,
-            limit: HIGH_RAM,
-        });
-    }
-    if end > ram {
-        return Err(BootError::KernelOutsideMemory {
-            path: path.into(),
-            start,
-            end,
-            ram,
-        });
-    }
-    Ok(start..end)
+    super::kernel_place(path, start..end, ram)
 }
 
 /// Looks for the PVH entry in a note segment.

@@ -19,12 +19,14 @@ pub use memory_map::{Kind, MemoryRange, memory_map};
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
 
 use crate::config::{BootConfig, BootProtocol};
+use crate::layout::HIGH_RAM;
 use crate::memory::{self, GuestMemory};
 
 /// Where and how the boot vCPU starts.
@@ -120,6 +122,28 @@ fn load_kernel(
             head: head.iter().take(4).copied().collect(),
         })
     }
+}
+
+/// Checks that a kernel which wants `place` can have it: above what we write ourselves, below the end of low memory.
+fn kernel_place(path: &Path, place: Range<u64>, ram: u64) -> Result<Range<u64>, BootError> {
+    let Range { start, end } = place;
+    if start < HIGH_RAM {
+        return Err(BootError::KernelOverlapsBootStructures {
+            path: path.into(),
+            start,
+            end,
+            limit: HIGH_RAM,
+        });
+    }
+    if end > ram {
+        return Err(BootError::KernelOutsideMemory {
+            path: path.into(),
+            start,
+            end,
+            ram,
+        });
+    }
+    Ok(place)
 }
 
 fn open(path: &Path) -> Result<File, BootError> {

@@ -16,9 +16,6 @@ use crate::requirements;
 use crate::tool;
 use crate::ui::Step;
 
-/// Where Debian packages come from on a machine that is no Debian.
-const PUBLIC_DEBIAN_MIRROR: &str = "http://deb.debian.org/debian";
-
 /// The private configuration.
 pub struct Apt {
     config: PathBuf,
@@ -72,13 +69,13 @@ impl Apt {
         })
     }
 
-    /// Mirror and keyring for a Debian root file system.
-    pub fn debian_mirror(&self) -> (String, Option<PathBuf>) {
+    /// Mirror and keyring for a Debian root file system; none on a machine that is no Debian.
+    pub fn debian_mirror(&self) -> (Option<String>, Option<PathBuf>) {
         if self.system.id != "debian" {
-            return (PUBLIC_DEBIAN_MIRROR.to_owned(), None);
+            return (None, None);
         }
         (
-            self.base.uri.clone(),
+            Some(self.base.uri.clone()),
             self.base.keyring().map(PathBuf::from),
         )
     }
@@ -333,7 +330,7 @@ mod tests {
     #[test]
     fn madison_lists_versions_with_their_suites() {
         let text = "\
-linux-source-6.12 | 6.12.95-1~bpo12+1 | http://deb.debian.org/debian bookworm-backports/main amd64 Packages
+linux-source-6.12 | 6.12.95-1~bpo12+1 | http://x/debian bookworm-backports/main amd64 Packages
 linux-source-6.12 | 6.12.1-1 | http://x/debian-security bookworm-security/main amd64 Packages
 linux-source-6.12 | 6.12.1-1 | http://x/debian bookworm/main Sources
 garbage

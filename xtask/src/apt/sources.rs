@@ -355,7 +355,7 @@ Components: main";
 
     #[test]
     fn ubuntu_needs_universe() {
-        let sources = parse_list("deb http://archive.ubuntu.com/ubuntu noble main restricted\n");
+        let sources = parse_list("deb http://mirror.example/ubuntu noble main restricted\n");
         let system = System {
             id: "ubuntu".into(),
             codename: "noble".into(),
