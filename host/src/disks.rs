@@ -22,7 +22,17 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub struct Disks {
     /// Mounts go below it as `0`, `1` … ; `None` if there is a fixed folder instead.
     mount_root: Option<PathBuf>,
+    /// Held while devices are read and mounted, which may take long: never locked by the supervisor's loop.
     state: Mutex<State>,
+    /// What was found, for the loop: locked for a moment only.
+    found: Mutex<Found>,
+}
+
+/// What the supervisor's loop may ask for at any time.
+#[derive(Debug, Default)]
+struct Found {
+    mounted: Vec<PathBuf>,
+    remarks: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -30,7 +40,6 @@ struct State {
     folders: Vec<PathBuf>,
     known: HashSet<String>,
     newest: Duration,
-    remarks: Vec<String>,
 }
 
 impl Disks {
@@ -51,11 +60,11 @@ impl Disks {
             folders,
             known: HashSet::new(),
             newest: clock::now(),
-            remarks: Vec::new(),
         };
         Self {
             mount_root,
             state: Mutex::new(state),
+            found: Mutex::default(),
         }
     }
 
@@ -64,7 +73,7 @@ impl Disks {
     pub fn find(&self, path: &str) -> Option<PathBuf> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(root) = &self.mount_root {
-            state.mount_new(root);
+            state.mount_new(root, &self.found);
         }
         state
             .folders
@@ -105,24 +114,22 @@ impl Disks {
     /// What went wrong or was found since the last call, one line each.
     #[must_use]
     pub fn remarks(&self) -> Vec<String> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut state.remarks)
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut found.remarks)
     }
 
     /// Unmounts what was mounted; to be called when no guest runs.
     pub fn unmount(&self) {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.mount_root.is_some() {
-            for folder in &state.folders {
-                // The machine goes down in any case, and was told to write everything out.
-                let _ = umount(folder);
-            }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in &found.mounted {
+            // The machine goes down in any case, and was told to write everything out.
+            let _ = umount(folder);
         }
     }
 }
 
 impl State {
-    fn mount_new(&mut self, root: &Path) {
+    fn mount_new(&mut self, root: &Path, found: &Mutex<Found>) {
         let Ok(entries) = fs::read_dir("/sys/class/block") else {
             return;
         };
@@ -135,13 +142,13 @@ impl State {
         for name in new {
             self.newest = clock::now();
             if is_labelled(&name) {
-                self.mount(root, &name);
+                self.mount(root, &name, found);
             }
             self.known.insert(name);
         }
     }
 
-    fn mount(&mut self, root: &Path, name: &str) {
+    fn mount(&mut self, root: &Path, name: &str, found: &Mutex<Found>) {
         let device = Path::new("/dev").join(name);
         let folder = root.join(self.folders.len().to_string());
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
@@ -161,9 +168,13 @@ impl State {
                 })
                 .map_err(io::Error::from)
         });
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
         match mounted {
-            Ok(()) => self.folders.push(folder),
-            Err(error) => self.remarks.push(format!(
+            Ok(()) => {
+                found.mounted.push(folder.clone());
+                self.folders.push(folder);
+            }
+            Err(error) => found.remarks.push(format!(
                 "{} is labelled '{LABEL}' but cannot be mounted as ext4: {error}",
                 device.display()
             )),

@@ -30,7 +30,7 @@ pub enum ImageError {
     },
     /// A flash source on a machine that was not booted from our flash.
     #[error(
-        "{name} is in flash, but this machine has no Daruma flash image; give a disk: source or a path"
+        "{name} is in flash, but this machine has no Daruma flash image; give a disk: source, a path, or a ROM (`daruma up --rom`)"
     )]
     NoFlash {
         /// The source as configured.

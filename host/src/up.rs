@@ -86,7 +86,11 @@ pub fn up(options: Options) -> Result<ExitCode, UpError> {
         .transpose()?;
     let images = Images {
         flash,
-        disks: Disks::folder(options.disk.unwrap_or_else(|| base.clone())),
+        // VMMs run in another folder: a relative path means ours.
+        disks: Disks::folder(options.disk.map_or_else(
+            || base.clone(),
+            |folder| fs::canonicalize(&folder).unwrap_or(folder),
+        )),
         base,
     };
     let settings = Settings {

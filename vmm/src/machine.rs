@@ -72,6 +72,7 @@ impl MachineError {
             Self::Boot(error) => !matches!(error, BootError::WriteMemory { .. }),
             Self::Memory(error) => matches!(error, MemoryError::MoreThanHost { .. }),
             Self::Virtio(error) => error.is_configuration(),
+            Self::Vm(error) => matches!(error, VmError::TooManyVcpus { .. }),
             _ => false,
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusError};
@@ -90,9 +91,12 @@ fn duplicate(stream: &impl AsFd) -> io::Result<File> {
 
 /// What happens when the guest says that it is off, resets itself, or has booted. Called on a vCPU's thread.
 pub fn sink(latch: Arc<ExitLatch>, events: Arc<Events>, report_boot_time: bool) -> EventSink {
+    // A guest may knock as often as it likes: only the first time means anything, and only that reaches the host.
+    let booted = AtomicBool::new(false);
     Arc::new(move |event| match event {
         PlatformEvent::PowerOff => latch.set(ExitReason::PowerOff),
         PlatformEvent::Reset => latch.set(ExitReason::Reboot),
+        PlatformEvent::BootTimer if booted.swap(true, Ordering::Relaxed) => {}
         PlatformEvent::BootTimer => {
             let us = events.boot_timer();
             if report_boot_time {
@@ -109,6 +113,9 @@ pub fn sink(latch: Arc<ExitLatch>, events: Arc<Events>, report_boot_time: bool) 
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::clock::StartTime;
     use crate::layout;
@@ -131,5 +138,18 @@ mod tests {
             sink(latch.clone(), events, true)(event);
             assert_eq!(latch.reason(), reason.as_ref());
         }
+    }
+
+    #[test]
+    fn only_the_first_knock_on_the_boot_timer_reaches_the_host() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let events = Arc::new(Events::new(Some(theirs), StartTime::new(None, None)));
+        let latch = Arc::new(ExitLatch::new().unwrap());
+        let sink = sink(latch, events, false);
+        for _ in 0..1000 {
+            sink(PlatformEvent::BootTimer);
+        }
+        drop(sink);
+        assert_eq!(BufReader::new(ours).lines().count(), 1);
     }
 }

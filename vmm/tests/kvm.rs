@@ -61,25 +61,24 @@ fn events_come_in_order_and_count_from_the_parents_start() {
     if !have_kvm() {
         return;
     }
-    let run = run(&Code::new()
-        .boot_timer_port()
-        .boot_timer_memory()
-        .power_off());
-    let names: Vec<_> = run
-        .events
-        .iter()
-        .map(|event| event["event"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        ["running", "boot-timer", "boot-timer", "exit"],
-        "{run:?}"
-    );
-    let times: Vec<_> = run.events[..3]
-        .iter()
-        .map(|event| event["us"].as_u64().unwrap())
-        .collect();
-    assert!(times.is_sorted(), "{run:?}");
+    // Both forms of the boot timer; a second knock is not heard.
+    for code in [
+        Code::new().boot_timer_port().boot_timer_memory(),
+        Code::new().boot_timer_memory().boot_timer_port(),
+    ] {
+        let run = run(&code.power_off());
+        let names: Vec<_> = run
+            .events
+            .iter()
+            .map(|event| event["event"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["running", "boot-timer", "exit"], "{run:?}");
+        let times: Vec<_> = run.events[..2]
+            .iter()
+            .map(|event| event["us"].as_u64().unwrap())
+            .collect();
+        assert!(times.is_sorted(), "{run:?}");
+    }
 }
 
 #[test]

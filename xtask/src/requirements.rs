@@ -84,13 +84,18 @@ const ALWAYS: [Requirement; 17] = [
     ),
 ];
 
-const WITHOUT_ROOT: Requirement = program("fakeroot", "fakeroot", GUESTS);
+const WITHOUT_ROOT: [Requirement; 3] = [
+    program("fakeroot", "fakeroot", GUESTS),
+    // mmdebstrap takes the first where the kernel lets users have namespaces, the second elsewhere.
+    program("newuidmap", "uidmap", GUESTS),
+    program("fakechroot", "fakechroot", GUESTS),
+];
 
 /// Everything this user needs.
 pub fn all() -> Vec<Requirement> {
     let mut all = ALWAYS.to_vec();
     if !is_root() {
-        all.push(WITHOUT_ROOT);
+        all.extend(WITHOUT_ROOT);
     }
     all
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -18,6 +19,9 @@ use super::chain::Chain;
 use super::device::Progress;
 use super::interrupt::QueueInterrupt;
 use crate::memory::GuestMemory;
+
+/// How long one call serves requests: the thread has other devices, and orders of its own, to look after.
+const TURN: Duration = Duration::from_millis(10);
 
 /// Features every device has by its rings and its age (virtio 1.2 §6).
 pub const RING_FEATURES: u64 =
@@ -265,7 +269,7 @@ impl Virtqueue {
 
     /// Serves requests one after the other, each with `handle`, which returns the bytes it wrote.
     ///
-    /// At most one queue's worth is served in a call, so that a driver that never stops cannot keep
+    /// At most one queue's worth or one [`TURN`] is served in a call, so that a driver that never stops cannot keep
     /// the thread from its other devices. The driver rings only once the queue was found empty, and
     /// is interrupted only at the end: one exit and one interrupt for a whole batch.
     pub fn serve(
@@ -275,12 +279,13 @@ impl Virtqueue {
     ) -> Result<Progress, QueueError> {
         let memory = self.memory.clone();
         let mut budget = self.ring.size();
+        let end_of_turn = Instant::now() + TURN;
         let mut completed = false;
         self.ring
             .disable_notification(&*memory)
             .map_err(QueueError::Ring)?;
         let progress = loop {
-            if budget == 0 {
+            if budget == 0 || Instant::now() >= end_of_turn {
                 break Progress::More;
             }
             if self.pop(chain)? {

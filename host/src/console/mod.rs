@@ -24,7 +24,7 @@ const HELP: &str = "\
 Keys: Ctrl-] and then
   0 or h    the host        1 to 9    guest of that number
   n         the next one    Ctrl-]    send a Ctrl-] to the guest
-  s         the shell, once started      ?    this help
+  s         a shell on the host       ?         this help
 In the host's view, type 'help' for its commands.";
 
 /// What a user asked for that is not the console's own business.
@@ -209,6 +209,9 @@ impl Console {
             if std::mem::take(&mut head.chord) {
                 if *key == PREFIX && view != HOST {
                     push_input(&mut requests, index, view, PREFIX);
+                } else if *key == b's' {
+                    let line = "shell".to_owned();
+                    requests.push(Request::Command { head: index, line });
                 } else {
                     self.chord(index, *key);
                 }
@@ -242,7 +245,6 @@ impl Console {
             b'h' => Some(HOST),
             b'0'..=b'9' => Some(usize::from(key - b'0')),
             b'n' => Some((view + 1) % self.channels.len()),
-            b's' => self.shell,
             b'?' => {
                 let help = format!("\n{HELP}\n{}", self.guests());
                 return self.reply(index, &help);

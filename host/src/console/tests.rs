@@ -80,8 +80,21 @@ fn chord_is_recognized_across_reads() {
 #[test]
 fn unknown_guest_number_rings_the_bell() {
     let (mut console, mut screen, _keyboard) = console();
-    console.keys(0, b"\x1d9\x1ds");
-    assert_eq!(shown(&mut screen), "\x07\x07");
+    console.keys(0, b"\x1d9");
+    assert_eq!(shown(&mut screen), "\x07");
+}
+
+#[test]
+fn shell_chord_is_the_command_in_every_view() {
+    let (mut console, _screen, _keyboard) = console();
+    for view in [&b"\x1d0"[..], b"\x1d2"] {
+        console.keys(0, view);
+        let line = "shell".to_owned();
+        assert_eq!(
+            console.keys(0, b"\x1ds"),
+            [Request::Command { head: 0, line }]
+        );
+    }
 }
 
 #[test]

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "mmap and the slices made of it")]
 
 use std::ffi::c_void;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::ptr::NonNull;
 
+use nix::fcntl::posix_fallocate;
 use nix::libc::off_t;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -73,7 +74,12 @@ impl NewFile {
             .write(true)
             .create_new(true)
             .open(path)?;
-        file.set_len(length as u64)?;
+        // A hole that tmpfs cannot fill later would be a SIGBUS; now it is an error.
+        let bytes = off_t::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if let Err(error) = posix_fallocate(&file, 0, bytes) {
+            let _ = fs::remove_file(path);
+            return Err(error.into());
+        }
         Mapping::new(&file, 0, length, true).map(Self)
     }
 

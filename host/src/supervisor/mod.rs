@@ -24,7 +24,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::clock;
-use crate::config::{ConfigError, GuestConfig, Machine, Source};
+use crate::config::{GuestConfig, Machine, Source};
 use crate::console::{Console, Request};
 use crate::errors::chain;
 use crate::images::{ImageError, Images, Prepared};
@@ -273,14 +273,14 @@ impl Supervisor {
                     }
                 }
             }
-            Token::Button(index) => match power::pressed(&self.settings.buttons[index]) {
-                Ok(true) => {
+            Token::Button(index) => match self.settings.buttons.get(index).map(power::pressed) {
+                Some(Ok(true)) => {
                     self.console.say("host: power button");
                     self.go_down(Outcome::PowerOff);
                 }
-                Ok(false) => {}
-                // Unplugged. The indices of the others in this round may shift: they are found again in the next.
-                Err(_) => drop(self.settings.buttons.remove(index)),
+                // Unplugged. The indices of the others in this round shift: they are found again in the next.
+                Some(Err(_)) => drop(self.settings.buttons.remove(index)),
+                Some(Ok(false)) | None => {}
             },
             Token::HeadInput(index) => {
                 let Some(head) = self.console.head_mut(index) else {
@@ -410,6 +410,7 @@ impl Supervisor {
             self.console.say(&format!("host: {remark}"));
         }
         let mut autostart = Vec::new();
+        let mut failures = Vec::new();
         for entry in machine.guests {
             let channel = self.console.add_channel(&entry.name);
             let index = self.guests.len();
@@ -421,21 +422,20 @@ impl Supervisor {
                 autostart.push(index);
             }
             self.guests.push(Guest::new(entry.name, config, channel));
-            if let Some(ConfigError { .. }) = &error {
-                let reason = error
-                    .as_ref()
-                    .map_or_else(String::new, |error| chain(error));
-                self.set_state(index, State::Failed, &reason);
-            }
+            failures.extend(error.map(|error| (index, chain(&error))));
         }
-        self.start(&autostart, "");
-        self.loaded = true;
+        // Before the first state line: nothing stands between those.
         self.console.say(&format!(
             "host: machine {}; keys: Ctrl-] and then",
             machine.name
         ));
         let guests = self.console.guests();
         self.console.say(&format!("host: {guests}, n next, ? help"));
+        for (index, reason) in failures {
+            self.set_state(index, State::Failed, &reason);
+        }
+        self.start(&autostart, "");
+        self.loaded = true;
     }
 
     fn open_shell_everywhere(&mut self) {
@@ -625,6 +625,9 @@ impl Supervisor {
                 self.became_ready(index);
             }
         }
+        for event in self.guests[index].read_control() {
+            self.event(index, &event);
+        }
         let guest = &mut self.guests[index];
         let (text, asked) = guest.over(end);
         let policy = guest.config.as_ref().map(|config| config.restart);
@@ -720,11 +723,15 @@ impl Supervisor {
                 .guests
                 .iter()
                 .filter(|guest| guest.config.as_ref().is_none_or(|config| config.autostart));
+            let over = |guest: &Guest| {
+                matches!(guest.state, State::Failed | State::Stopped)
+                    && matches!(guest.phase, Phase::Down)
+            };
             if wanted
                 .clone()
-                .all(|guest| matches!(guest.state, State::Ready | State::Failed))
+                .all(|guest| guest.state == State::Ready || over(guest))
             {
-                let failed = wanted.filter(|guest| guest.state == State::Failed).count();
+                let failed = wanted.filter(|guest| over(guest)).count();
                 if failed > 0 {
                     self.console
                         .say(&format!("host: {failed} of the guests will never be ready"));

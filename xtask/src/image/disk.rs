@@ -13,8 +13,10 @@ use crate::ui::{self, Step};
 const DISK: &str = "disk.img";
 /// Beside the disk: the recipe it was made by.
 const RECIPE: &str = "disk.recipe";
-/// Where the last disk goes when a new recipe makes another.
+/// Where the last disk goes when a new recipe makes another; a number follows if that is taken.
 const OLD_DISK: &str = "disk.img.old";
+/// More old disks than this are not piled up without asking.
+const MAX_OLD_DISKS: u32 = 100;
 
 /// Makes the disk unless there is one of the same recipe; `reset` makes it anew in any case.
 pub fn make(
@@ -36,11 +38,12 @@ pub fn make(
     }
     let step = Step::begin("disk");
     step.set("making disk.img");
-    let mut note = "";
+    let mut note = String::new();
     if !reset && path.exists() {
-        let old = image.join(OLD_DISK);
-        fs::rename(&path, &old).with_context(|| format!("Could not move {}", path.display()))?;
-        note = "; its recipe has changed, the last one is disk.img.old";
+        let old = unused_name(image)?;
+        fs::rename(&path, image.join(&old))
+            .with_context(|| format!("Could not move {}", path.display()))?;
+        note = format!("; its recipe has changed, the last one is {old}");
     }
     let contents = [Content {
         path: "guests/debian/root.img",
@@ -48,9 +51,42 @@ pub fn make(
     }];
     let log = paths.log("disk");
     fs::remove_file(&log).ok();
-    disk::build(&contents, &paths.scratch("disk"), &log, &path)?;
+    // The recipe first: with it and without a disk the next run makes one; the other way round it would take the new
+    // disk for one of another recipe.
     fs::write(&recipe_path, recipe)
         .with_context(|| format!("Could not write {}", recipe_path.display()))?;
+    disk::build(&contents, &paths.scratch("disk"), &log, &path)?;
     step.done(&format!("made disk.img{note}"));
     Ok(())
+}
+
+/// A name for an old disk that no other has: what guests wrote is never overwritten.
+fn unused_name(image: &Path) -> Result<String> {
+    (0..MAX_OLD_DISKS)
+        .map(|number| match number {
+            0 => OLD_DISK.to_owned(),
+            number => format!("{OLD_DISK}.{number}"),
+        })
+        .find(|name| !image.join(name).exists())
+        .with_context(|| {
+            format!(
+                "{} holds {MAX_OLD_DISKS} old disks: remove some of {OLD_DISK}*",
+                image.display()
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_disk_is_never_overwritten() {
+        let folder = std::env::temp_dir().join(format!("daruma-disk-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        assert_eq!(unused_name(&folder).unwrap(), "disk.img.old");
+        fs::write(folder.join("disk.img.old"), "mine").unwrap();
+        assert_eq!(unused_name(&folder).unwrap(), "disk.img.old.1");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

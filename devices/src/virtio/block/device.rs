@@ -20,6 +20,9 @@ use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
 const QUEUE_SIZE: u16 = 256;
 /// Data buffers of one request: header and status need a descriptor each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Most data bytes of one request. Drivers ask for a few MiB at most; a request that names the same pages over and over
+/// could be as long as the disk and keep the thread for minutes.
+const MAX_REQUEST_BYTES: u32 = 64 << 20;
 /// `struct virtio_blk_config` up to and including `blk_size` (§5.2.4).
 const CONFIG_LEN: usize = 24;
 
@@ -102,6 +105,9 @@ impl Disk {
         memory: &GuestMemory,
         chain: &mut Chain,
     ) -> Result<io::Result<u32>, QueueError> {
+        if chain.readable.len().max(chain.writable.len()) > MAX_REQUEST_BYTES {
+            return Ok(Err(io::ErrorKind::InvalidInput.into()));
+        }
         Ok(match operation {
             Operation::Read { offset } => {
                 let buffers = chain.writable.slices(memory)?;

@@ -99,6 +99,20 @@ impl Fixture {
 }
 
 #[test]
+fn request_longer_than_any_driver_asks_for_is_refused() {
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(u64::from(MAX_REQUEST_BYTES) * 2).unwrap();
+    let disk = RawFile::new(image.try_clone().unwrap(), false).unwrap();
+    let mut f = Fixture::over(image, Box::new(disk), RING_FEATURES);
+    // The same pages over and over: no memory of the guest's is needed for a long request.
+    let piece = f.ring.buffer(0x4_2000, true);
+    let most = (MAX_REQUEST_BYTES / 0x4_2000) as usize;
+    assert_eq!(f.request(IN, 0, &vec![piece; most]).0, OK);
+    assert_eq!(f.request(IN, 0, &vec![piece; most + 1]).0, IO_ERROR);
+    assert!(!f.needs_reset());
+}
+
+#[test]
 fn sectors_are_read() {
     let mut f = Fixture::new();
     let parts = [
