@@ -40,20 +40,25 @@ fn main() -> ExitCode {
         .and_then(|word| word.to_str())
         .unwrap_or_default();
     let filter = if filter.starts_with('-') { "" } else { filter };
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     let chosen = scenarios::ALL
         .iter()
         .filter(|(name, _)| name.contains(filter));
     for (name, scenario) in chosen {
         match scenario() {
-            Ok(()) => println!("test {name} ... ok"),
+            Ok(()) => {
+                passed += 1;
+                println!("test {name} ... ok");
+            }
             Err(error) => {
                 failed += 1;
                 println!("test {name} ... FAILED: {error:#}");
             }
         }
     }
-    println!("{failed} failed");
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    // As the standard harness says it, for whoever counts.
+    println!("test result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 {
         ExitCode::SUCCESS
     } else {
