@@ -1,8 +1,9 @@
 //! ROMs that must not boot: each ends in one clear line of the ROM stage, never in silence.
 
 use anyhow::{Result, ensure};
+use tests::Image;
+use tests::image::place;
 use tests::qemu::Builder;
-use tests::{Image, image};
 
 /// Boots `rom` and returns the line with which the ROM stage gave up.
 fn refusal(rom: &[u8]) -> Result<String> {
@@ -17,11 +18,6 @@ fn refusal(rom: &[u8]) -> Result<String> {
         "it booted all the same"
     );
     Ok(line)
-}
-
-/// Where `name`'s data lies in the ROM, as an offset and a length.
-fn place(rom: &[u8], name: &str) -> Result<(usize, usize)> {
-    image::place(rom, name)
 }
 
 #[test]

@@ -6,6 +6,13 @@ use tests::{Console, Image, Qemu};
 
 use crate::CHORD;
 
+/// What the host says when the whole machine goes down in order.
+const STOPPED: [&str; 3] = [
+    "daruma: pocket: stopped",
+    "daruma: clock: stopped",
+    "daruma: debian: stopped",
+];
+
 fn boot(image: &Image, disk: &std::path::Path) -> Result<Qemu> {
     let mut machine = Builder::rom(&image.path("daruma.rom"))
         .disk(disk, true)
@@ -93,11 +100,7 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     // `poweroff` on the host's console shuts every guest down cleanly, then the machine.
     view(console, 0)?;
     console.send("poweroff\r")?;
-    console.expect_all(&[
-        "daruma: pocket: stopped",
-        "daruma: clock: stopped",
-        "daruma: debian: stopped",
-    ])?;
+    console.expect_all(&STOPPED)?;
     let (status, _) = machine.wait_off()?;
     ensure!(status.success(), "QEMU ended with {status}");
 
@@ -121,11 +124,7 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
 
     // The power button does what `poweroff` does.
     machine.monitor(r#"{"execute": "system_powerdown"}"#)?;
-    machine.console.expect_all(&[
-        "daruma: pocket: stopped",
-        "daruma: clock: stopped",
-        "daruma: debian: stopped",
-    ])?;
+    machine.console.expect_all(&STOPPED)?;
     let (status, _) = machine.wait_off()?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())

@@ -224,13 +224,6 @@ impl Qemu {
         let status = self.child.wait()?;
         Ok((status, text))
     }
-
-    /// Pulls the plug: the machine ends at this instant, with nothing flushed.
-    pub fn pull_plug(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
 }
 
 impl Drop for Qemu {

@@ -93,7 +93,7 @@ type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
 
 /// A guest that is ready to run.
 pub struct Machine {
-    // Dropped last: the vCPUs and devices refer to it in KVM.
+    // Kept for the whole run; the order of dropping is free, since each vCPU keeps the VM alive in KVM.
     _vm: Vm,
     vcpus: Vec<VcpuFd>,
     buses: Arc<Buses>,
