@@ -10,16 +10,40 @@ use thiserror::Error;
 /// `data` is never empty and never reaches past the range the device was registered for; its length is
 /// what the guest chose (1, 2, 4 or 8 bytes, or a part of that where an access straddles ranges), so a
 /// device checks it.
-pub trait BusDevice: Send {
+///
+/// Several vCPUs may call at once: a device locks what it must and no more, so that one register never
+/// waits for another. Simple devices are [`MutBusDevice`]s behind one `Mutex`.
+pub trait BusDevice: Send + Sync {
     /// Fills `data` with what the guest reads at `offset` bytes from the start of the device's range.
-    fn read(&mut self, offset: u64, data: &mut [u8]);
+    fn read(&self, offset: u64, data: &mut [u8]);
 
     /// Takes the bytes the guest writes at `offset` bytes from the start of the device's range.
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// A device that wants each access for itself, with the rules of [`BusDevice`] otherwise.
+pub trait MutBusDevice: Send {
+    /// As [`BusDevice::read`].
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+
+    /// As [`BusDevice::write`].
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+impl<D: MutBusDevice> BusDevice for Mutex<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut device = self.lock().unwrap_or_else(PoisonError::into_inner);
+        device.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut device = self.lock().unwrap_or_else(PoisonError::into_inner);
+        device.write(offset, data);
+    }
+}
+
 /// A device as a [`Bus`] holds it.
-pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+pub type SharedDevice = Arc<dyn BusDevice>;
 
 /// Why a device could not be put on a [`Bus`].
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -99,10 +123,7 @@ impl Bus {
             // A device that leaves bytes alone must not hand the guest stale host memory.
             part.fill(0xff);
             if let Some((offset, device)) = slot {
-                device
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .read(offset, part);
+                device.read(offset, part);
                 claimed = true;
             }
             done += len;
@@ -118,10 +139,7 @@ impl Bus {
             let (slot, len) = self.part(address, done, data.len());
             if let Some((offset, device)) = slot {
                 let part = &data[done..done + len];
-                device
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .write(offset, part);
+                device.write(offset, part);
                 claimed = true;
             }
             done += len;
@@ -169,7 +187,7 @@ mod tests {
         written: Vec<(u64, Vec<u8>)>,
     }
 
-    impl BusDevice for Recorder {
+    impl MutBusDevice for Recorder {
         fn read(&mut self, offset: u64, data: &mut [u8]) {
             for (byte, at) in data.iter_mut().zip(offset..) {
                 *byte = at.to_le_bytes()[0];

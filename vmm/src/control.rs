@@ -116,7 +116,7 @@ impl MutEventSubscriber for Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devices::bus::BusDevice;
+    use devices::bus::MutBusDevice;
     use std::io::Write;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

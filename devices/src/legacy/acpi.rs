@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::bus::BusDevice;
+use crate::bus::MutBusDevice;
 use crate::interrupt::Interrupt;
 use crate::platform::{EventSink, PlatformEvent};
 use crate::throttle::Throttle;
@@ -46,7 +46,7 @@ impl AcpiPower {
     }
 }
 
-impl BusDevice for AcpiPower {
+impl MutBusDevice for AcpiPower {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         // Sleep control and reset are write-only, and there is no sleep state to wake from, so the
         // wake status never shows.
@@ -103,7 +103,7 @@ impl Ged {
     }
 }
 
-impl BusDevice for Ged {
+impl MutBusDevice for Ged {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         // Narrower reads would clear bits they do not return.

@@ -3,7 +3,7 @@
 //! Compatible with Firecracker's, in its old form (an I/O port) and its current one (a physical
 //! address): a write of 123 counts, everything else is ignored, and reads give the open bus.
 
-use crate::bus::BusDevice;
+use crate::bus::MutBusDevice;
 use crate::platform::{EventSink, PlatformEvent};
 
 /// The I/O port (range of [`LEN`] bytes).
@@ -27,7 +27,7 @@ impl BootTimer {
     }
 }
 
-impl BusDevice for BootTimer {
+impl MutBusDevice for BootTimer {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(0xff);
     }

@@ -5,7 +5,7 @@
 //! for "no controller at all" in under a millisecond: an output buffer that never runs empty. The
 //! input buffer always shows empty, so a reset needs no wait.
 
-use crate::bus::BusDevice;
+use crate::bus::MutBusDevice;
 use crate::platform::{EventSink, PlatformEvent};
 
 /// First I/O port of the range.
@@ -38,7 +38,7 @@ impl I8042 {
     }
 }
 
-impl BusDevice for I8042 {
+impl MutBusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         match offset {

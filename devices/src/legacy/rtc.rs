@@ -7,7 +7,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::bus::BusDevice;
+use crate::bus::MutBusDevice;
 
 /// First I/O port of the range.
 pub const PORT: u64 = 0x70;
@@ -142,7 +142,7 @@ impl Rtc {
     }
 }
 
-impl BusDevice for Rtc {
+impl MutBusDevice for Rtc {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         // The index port is write-only on the PC.

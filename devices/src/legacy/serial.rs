@@ -14,7 +14,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::BusDevice;
+use crate::bus::MutBusDevice;
 use crate::interrupt::Interrupt;
 use crate::throttle::Throttle;
 
@@ -106,7 +106,7 @@ impl Serial {
     }
 }
 
-impl BusDevice for Serial {
+impl MutBusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         // The registers are one byte wide.

@@ -1,5 +1,9 @@
 //! What a virtio device is, to the state machine that drives it.
 
+use std::os::fd::RawFd;
+
+use event_manager::EventSet;
+
 use super::queue::{QueueError, QueueState, Virtqueue};
 
 /// What a device is, before any driver has spoken to it.
@@ -26,12 +30,25 @@ pub enum Progress {
     More,
 }
 
+/// A descriptor of the device's own that gives it work: a tap, a timer, an I/O engine's completions.
+///
+/// A device whose set of descriptors changes (one for each connection, say) keeps them in an epoll of its own and
+/// names that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The descriptor. Stays open for the device's life.
+    pub fd: RawFd,
+    /// What to wait for. With `EDGE_TRIGGERED` the device must read until there is nothing left, or come back to it by
+    /// itself.
+    pub events: EventSet,
+}
+
 /// A virtio device, knowing neither its transport nor its threads.
 ///
 /// All calls come from one [`VirtioState`](super::state::VirtioState) under its lock:
 ///
 /// ```text
-///          start_queue(0..n)            process(index)…
+///          start_queue(0..n)            process(index), wake(source)…
 ///  created ────────────────► running ──────────────────► running
 ///     ▲                         │ stop_queue(0..n), also after an error of process
 ///     └──────── reset() ◄───────┘
@@ -61,6 +78,27 @@ pub trait VirtioDevice: Send {
     ///
     /// An error means the driver broke a rule; the device is stopped and reported as needing a reset.
     fn process(&mut self, index: u16) -> Result<Progress, QueueError>;
+
+    /// The device's own descriptors. Must not change over the device's life.
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    /// Source `index` of [`sources`](Self::sources) is ready. Bounded work, like [`process`](Self::process):
+    /// [`Progress::More`] brings the same call again after others had a turn.
+    ///
+    /// Comes in every state of the device, also without a driver: a source that stays ready then would keep the thread
+    /// from sleeping, so the device silences it.
+    fn wake(&mut self, index: usize) -> Result<Progress, QueueError> {
+        let _ = index;
+        Ok(Progress::Idle)
+    }
+
+    /// The configuration space has changed since the last call, and the driver is to be told. Asked after
+    /// [`process`](Self::process) and [`wake`](Self::wake).
+    fn take_config_change(&mut self) -> bool {
+        false
+    }
 
     /// Forgets everything a driver has set. All queues are stopped before.
     fn reset(&mut self);

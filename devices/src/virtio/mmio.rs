@@ -107,7 +107,7 @@ impl MmioTransport {
     }
 
     /// The subscriber that does the device's work on the thread of an event manager.
-    pub fn worker(&self) -> VirtioWorker {
+    pub fn worker(&self) -> io::Result<VirtioWorker> {
         VirtioWorker::new(self.state.clone())
     }
 
@@ -202,7 +202,7 @@ fn register(offset: u64) -> Option<(Register, Access)> {
 }
 
 impl BusDevice for MmioTransport {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         if offset >= CONFIG {
             return self.lock().read_config(offset - CONFIG, data);
         }
@@ -213,7 +213,7 @@ impl BusDevice for MmioTransport {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) {
         if offset >= CONFIG {
             return self.lock().write_config(offset - CONFIG, data);
         }

@@ -267,6 +267,20 @@ impl Virtqueue {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
     }
 
+    /// Asks the driver not to ring while the device looks at the queue anyway. A hint: rings may still come.
+    pub fn pause_notifications(&mut self) -> Result<(), QueueError> {
+        self.ring
+            .disable_notification(&*self.memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Asks the driver to ring again. `true` where requests came in meanwhile, for which it will not ring.
+    pub fn resume_notifications(&mut self) -> Result<bool, QueueError> {
+        self.ring
+            .enable_notification(&*self.memory)
+            .map_err(QueueError::Ring)
+    }
+
     /// Serves requests one after the other, each with `handle`, which returns the bytes it wrote.
     ///
     /// At most one queue's worth or one [`TURN`] is served in a call, so that a driver that never stops cannot keep
@@ -281,9 +295,7 @@ impl Virtqueue {
         let mut budget = self.ring.size();
         let end_of_turn = Instant::now() + TURN;
         let mut completed = false;
-        self.ring
-            .disable_notification(&*memory)
-            .map_err(QueueError::Ring)?;
+        self.pause_notifications()?;
         let progress = loop {
             if budget == 0 || Instant::now() >= end_of_turn {
                 break Progress::More;
@@ -293,11 +305,7 @@ impl Virtqueue {
                 self.complete(chain.head(), written)?;
                 completed = true;
                 budget -= 1;
-            } else if !self
-                .ring
-                .enable_notification(&*memory)
-                .map_err(QueueError::Ring)?
-            {
+            } else if !self.resume_notifications()? {
                 break Progress::Idle;
             }
         };

@@ -25,7 +25,7 @@ use virtio_bindings::virtio_config::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{DeviceTraits, Progress, VirtioDevice};
+use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::interrupt::{QueueInterrupt, VirtioInterrupt};
 use super::queue::{QueueError, QueueRegisters, RING_FEATURES, Virtqueue};
 use crate::interrupt::Interrupt;
@@ -264,7 +264,29 @@ impl VirtioState {
                         .warn(format_args!("Doorbell of queue {index} is broken: {error}"));
                 }
             }
-            Err(error) => self.fail(index, &error),
+            Err(error) => self.fail(format_args!("queue {index}"), &error),
+        }
+        self.pass_on_config_change();
+    }
+
+    /// Lets the device look after its own descriptor `index`, which is ready.
+    pub fn wake(&mut self, index: usize) -> Progress {
+        let progress = self.device.wake(index).unwrap_or_else(|error| {
+            self.fail(format_args!("a queue"), &error);
+            Progress::Idle
+        });
+        self.pass_on_config_change();
+        progress
+    }
+
+    /// The device's own descriptors.
+    pub fn sources(&self) -> Vec<Source> {
+        self.device.sources()
+    }
+
+    fn pass_on_config_change(&mut self) {
+        if self.device.take_config_change() {
+            self.config_changed();
         }
     }
 
@@ -383,7 +405,7 @@ impl VirtioState {
                 None,
             ) {
                 Ok(queue) => started.push((index, queue)),
-                Err(error) => return self.fail(index, &error),
+                Err(error) => return self.fail(format_args!("queue {index}"), &error),
             }
         }
         // All or none: a device never runs on half of what its driver meant.
@@ -399,9 +421,9 @@ impl VirtioState {
     }
 
     /// Gives up on the driver until it resets the device (virtio 1.2 §2.1.2).
-    fn fail(&mut self, index: u16, error: &QueueError) {
+    fn fail(&mut self, what: std::fmt::Arguments<'_>, error: &QueueError) {
         self.faults.warn(format_args!(
-            "Virtio device {} needs a reset, its driver broke queue {index}: {error}",
+            "Virtio device {} needs a reset, its driver broke {what}: {error}",
             self.traits.device_id
         ));
         self.stop_queues();

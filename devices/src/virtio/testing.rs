@@ -316,8 +316,20 @@ impl GuestRing {
     }
 }
 
-/// A guest with one virtio device on MMIO.
-pub struct MmioGuest {
+/// By which registers a guest reaches its device: what holds for a device holds on all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// virtio 1.2 §4.2.
+    Mmio,
+}
+
+impl Transport {
+    /// Every transport there is.
+    pub const ALL: &'static [Self] = &[Self::Mmio];
+}
+
+/// A guest with one virtio device.
+pub struct TestGuest {
     /// The device's registers.
     pub transport: MmioTransport,
     /// The guest's memory.
@@ -326,20 +338,25 @@ pub struct MmioGuest {
     thread: EventManager<VirtioWorker>,
 }
 
-impl MmioGuest {
+impl TestGuest {
     /// A guest that has not yet looked at `device`.
-    pub fn new(device: impl VirtioDevice + 'static) -> Self {
-        Self::with_memory(device, guest_memory())
+    pub fn new(on: Transport, device: impl VirtioDevice + 'static) -> Self {
+        Self::with_memory(on, device, guest_memory())
     }
 
     /// As [`new`](Self::new), with the given memory.
-    pub fn with_memory(device: impl VirtioDevice + 'static, memory: Arc<GuestMemory>) -> Self {
+    pub fn with_memory(
+        on: Transport,
+        device: impl VirtioDevice + 'static,
+        memory: Arc<GuestMemory>,
+    ) -> Self {
+        let Transport::Mmio = on;
         let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
         let other_end = Arc::new(line.try_clone().expect("an eventfd"));
         let transport = MmioTransport::new(Box::new(device), memory.clone(), other_end)
             .expect("eventfds for doorbells");
         let mut thread = EventManager::new().expect("an epoll");
-        thread.add_subscriber(transport.worker());
+        thread.add_subscriber(transport.worker().expect("an eventfd"));
         Self {
             transport,
             memory,

@@ -10,7 +10,7 @@ use crate::virtio::block::{Block, RawFile};
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::rng::Rng;
 use crate::virtio::state::{DRIVER_OK, NEEDS_RESET};
-use crate::virtio::testing::MmioGuest;
+use crate::virtio::testing::{TestGuest, Transport};
 
 fn disk() -> Block {
     let file = tempfile::tempfile().unwrap();
@@ -20,7 +20,7 @@ fn disk() -> Block {
 
 #[test]
 fn device_is_recognised() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     assert_eq!(guest.read(0x000), 0x7472_6976);
     assert_eq!(guest.read(0x004), 2);
     assert_eq!(guest.read(0x008), VIRTIO_ID_RNG);
@@ -32,7 +32,7 @@ fn device_is_recognised() {
 
 #[test]
 fn absent_shared_memory_reads_as_minus_one() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     guest.write(0x0ac, 3);
     for offset in [0x0b0, 0x0b4, 0x0b8, 0x0bc] {
         assert_eq!(guest.read(offset), u32::MAX);
@@ -41,7 +41,7 @@ fn absent_shared_memory_reads_as_minus_one() {
 
 #[test]
 fn interrupt_carries_its_reason_until_acknowledged() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     assert_eq!(guest.read(0x060), 0);
     let buffer = ring.buffer(8, true);
@@ -60,7 +60,7 @@ fn interrupt_carries_its_reason_until_acknowledged() {
 
 #[test]
 fn reset_clears_the_interrupt_status() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffer = ring.buffer(8, true);
     ring.add(&[buffer]);
@@ -71,7 +71,7 @@ fn reset_clears_the_interrupt_status() {
 
 #[test]
 fn device_works_again_after_a_reset_with_requests_waiting() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     for _ in 0..3 {
         let mut ring = guest.start_all();
         let buffer = ring.buffer(8, true);
@@ -89,7 +89,7 @@ fn device_works_again_after_a_reset_with_requests_waiting() {
 
 #[test]
 fn doorbell_rung_by_the_kernel_is_as_good_as_the_register() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffer = ring.buffer(8, true);
     let head = ring.add(&[buffer]);
@@ -100,7 +100,7 @@ fn doorbell_rung_by_the_kernel_is_as_good_as_the_register() {
 
 #[test]
 fn notifying_a_queue_that_does_not_exist_is_refused() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let _ring = guest.start_all();
     for index in [1, 0x1_0000, u32::MAX] {
         guest.write(0x050, index);
@@ -112,7 +112,7 @@ fn notifying_a_queue_that_does_not_exist_is_refused() {
 
 #[test]
 fn configuration_is_read_in_any_width_and_zero_beyond_its_end() {
-    let mut guest = MmioGuest::new(disk());
+    let guest = TestGuest::new(Transport::Mmio, disk());
     let mut capacity = [0xaa; 8];
     guest.transport.read(CONFIG, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 8);
@@ -132,7 +132,7 @@ fn configuration_is_read_in_any_width_and_zero_beyond_its_end() {
 fn no_wake_up_is_lost_between_driver_and_device() {
     const REQUESTS: u32 = 20_000;
     const DEPTH: u32 = 16;
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffers: Vec<_> = (0..DEPTH).map(|_| ring.buffer(8, true)).collect();
     let (transport, line, mut thread) = guest.into_parts();
@@ -190,7 +190,7 @@ fn rung(line: &EventFd) -> bool {
 }
 
 /// Brings a guest's device to one of the statuses a driver can reach.
-fn reach(guest: &mut MmioGuest, status: u8) {
+fn reach(guest: &mut TestGuest, status: u8) {
     let features = guest.offered();
     match status {
         0 => {}
@@ -211,7 +211,7 @@ fn reach(guest: &mut MmioGuest, status: u8) {
 
 /// What a driver can read of the device without changing it: 64 registers, and what is behind those
 /// that can only be written.
-fn visible(guest: &mut MmioGuest) -> Vec<u32> {
+fn visible(guest: &mut TestGuest) -> Vec<u32> {
     let mut seen: Vec<u32> = (0..CONFIG)
         .step_by(4)
         .map(|offset| guest.read(offset))
@@ -234,7 +234,7 @@ fn visible(guest: &mut MmioGuest) -> Vec<u32> {
 }
 
 /// What is behind the registers that can only be written, whatever is selected.
-fn behind(guest: &mut MmioGuest) -> Vec<u32> {
+fn behind(guest: &mut TestGuest) -> Vec<u32> {
     guest.write(0x024, 0);
     guest.write(0x030, 0);
     visible(guest).split_off(64)
@@ -243,7 +243,7 @@ fn behind(guest: &mut MmioGuest) -> Vec<u32> {
 #[test]
 fn registers_answer_to_aligned_32_bits_only() {
     for status in 0..7 {
-        let mut guest = MmioGuest::new(disk());
+        let mut guest = TestGuest::new(Transport::Mmio, disk());
         reach(&mut guest, status);
         let before = visible(&mut guest);
         for offset in 0..CONFIG {
@@ -273,7 +273,7 @@ fn every_register_in_every_status_keeps_the_device_alive() {
                 if offset > 0x140 && offset + 8 < LEN {
                     continue;
                 }
-                let mut guest = MmioGuest::new(disk());
+                let mut guest = TestGuest::new(Transport::Mmio, disk());
                 reach(&mut guest, status);
                 let before = behind(&mut guest);
                 guest.write(offset, value);
@@ -313,7 +313,7 @@ proptest! {
             0..80,
         ),
     ) {
-        let mut guest = MmioGuest::new(disk());
+        let mut guest = TestGuest::new(Transport::Mmio, disk());
         reach(&mut guest, status);
         for (offset, width, value, align, write) in accesses {
             let offset = if align { offset & !3 } else { offset };

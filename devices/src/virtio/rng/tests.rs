@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::testing::MmioGuest;
+use crate::virtio::testing::{TestGuest, Transport};
 
 fn random_enough(data: &[u8]) -> bool {
     // 64 bytes without a repeated eight-byte group: chance says no only once in 2⁵⁸ runs.
@@ -9,7 +9,7 @@ fn random_enough(data: &[u8]) -> bool {
 
 #[test]
 fn buffers_are_filled_to_the_last_byte() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffers = [ring.buffer(64, true), ring.buffer(5000, true)];
     let head = ring.add(&buffers);
@@ -25,7 +25,7 @@ fn buffers_are_filled_to_the_last_byte() {
 
 #[test]
 fn one_request_gets_no_more_than_the_limit() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffer = ring.buffer(MAX_REQUEST + 100, true);
     let head = ring.add(&[buffer]);
@@ -36,7 +36,7 @@ fn one_request_gets_no_more_than_the_limit() {
 
 #[test]
 fn buffers_the_device_may_not_write_are_given_back_empty() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffer = ring.data(&[7; 64]);
     let head = ring.add(&[buffer]);
@@ -47,7 +47,7 @@ fn buffers_the_device_may_not_write_are_given_back_empty() {
 
 #[test]
 fn two_buffers_differ() {
-    let mut guest = MmioGuest::new(Rng::new());
+    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffers = [ring.buffer(64, true), ring.buffer(64, true)];
     for buffer in buffers {

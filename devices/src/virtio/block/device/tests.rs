@@ -13,7 +13,7 @@ use crate::memory::{self, GuestSlice, RegionSpec};
 use crate::virtio::block::RawFile;
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::state::NEEDS_RESET;
-use crate::virtio::testing::{Buffer, GuestRing, LOW_LEN, MmioGuest};
+use crate::virtio::testing::{Buffer, GuestRing, LOW_LEN, TestGuest, Transport};
 
 const SECTORS: u64 = 64;
 const IN: u32 = 0;
@@ -38,7 +38,7 @@ fn pattern(offset: u64) -> u8 {
 }
 
 struct Fixture {
-    guest: MmioGuest,
+    guest: TestGuest,
     ring: GuestRing,
     image: File,
 }
@@ -55,7 +55,10 @@ impl Fixture {
     }
 
     fn over(image: File, backend: Box<dyn Backend>, features: u64) -> Self {
-        let mut guest = MmioGuest::new(Block::new(backend, "serial-0123456789-cut"));
+        let mut guest = TestGuest::new(
+            Transport::Mmio,
+            Block::new(backend, "serial-0123456789-cut"),
+        );
         let ring = guest.start(features, 256);
         Self { guest, ring, image }
     }
@@ -326,7 +329,11 @@ fn what_the_disk_fills_is_marked_dirty() {
     };
     let memory = Arc::new(memory::map(vec![spec], true).unwrap());
     let disk = RawFile::new(image(), false).unwrap();
-    let mut guest = MmioGuest::with_memory(Block::new(Box::new(disk), ""), memory.clone());
+    let mut guest = TestGuest::with_memory(
+        Transport::Mmio,
+        Block::new(Box::new(disk), ""),
+        memory.clone(),
+    );
     let ring = guest.start_all();
     let mut f = Fixture {
         guest,

@@ -1,20 +1,20 @@
 //! The guest's virtio devices: made from the configuration, placed on the MMIO bus, connected to KVM.
 
-use std::fs::{File, OpenOptions};
+mod block;
+
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use devices::bus::{Bus, BusError};
 use devices::virtio::block::raw_file::RawFileError;
-use devices::virtio::block::{Block, RawFile};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
-use crate::config::{DriveConfig, VmConfig};
+use crate::config::VmConfig;
 use crate::layout::{LEGACY_IRQS, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::vm::{Vm, VmError};
@@ -74,28 +74,12 @@ impl VirtioError {
 pub fn make(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, VirtioError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
-        devices.push(Box::new(block(drive)?));
+        devices.push(Box::new(block::make(drive)?));
     }
     if config.entropy {
         devices.push(Box::new(Rng::new()));
     }
     Ok(devices)
-}
-
-fn block(drive: &DriveConfig) -> Result<Block, VirtioError> {
-    let (id, path) = (drive.id.to_string(), drive.path.clone());
-    let file: io::Result<File> = OpenOptions::new()
-        .read(true)
-        .write(!drive.read_only)
-        .open(&drive.path);
-    let file = match file {
-        Ok(file) => file,
-        Err(source) => return Err(VirtioError::OpenDrive { id, path, source }),
-    };
-    match RawFile::new(file, drive.read_only) {
-        Ok(raw) => Ok(Block::new(Box::new(raw), drive.id.as_str())),
-        Err(source) => Err(VirtioError::UseDrive { id, path, source }),
-    }
 }
 
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
@@ -143,8 +127,12 @@ pub fn attach(
             vm.watch_write(doorbell, place.address + mmio::QUEUE_NOTIFY, queue)
                 .map_err(connect)?;
         }
-        workers.push(transport.worker());
-        bus.insert(place.address, mmio::LEN, Arc::new(Mutex::new(transport)))
+        workers.push(
+            transport
+                .worker()
+                .map_err(|source| VirtioError::Events { index, source })?,
+        );
+        bus.insert(place.address, mmio::LEN, Arc::new(transport))
             .map_err(|source| VirtioError::Bus { index, source })?;
     }
     Ok(workers)

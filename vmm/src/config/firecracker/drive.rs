@@ -1,0 +1,65 @@
+//! `drives`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::refuse;
+use crate::config::{ConfigError, DriveConfig, DriveId};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Drive {
+    drive_id: String,
+    path_on_host: Option<PathBuf>,
+    is_root_device: bool,
+    is_read_only: Option<bool>,
+    partuuid: Option<String>,
+    cache_type: Option<String>,
+    io_engine: Option<String>,
+    rate_limiter: Option<Value>,
+    socket: Option<Value>,
+}
+
+impl Drive {
+    pub(super) fn check(self) -> Result<DriveConfig, ConfigError> {
+        refuse("drives.rate_limiter", self.rate_limiter.as_ref())?;
+        refuse("drives.socket (vhost-user)", self.socket.as_ref())?;
+        // Only how the VMM does its I/O, not what the guest sees: the engine is ours to choose.
+        if let Some(engine) = self
+            .io_engine
+            .filter(|e| !matches!(e.as_str(), "Sync" | "Async"))
+        {
+            return Err(ConfigError::UnknownWord {
+                field: "drives.io_engine",
+                value: engine,
+                permitted: "\"Sync\" and \"Async\"",
+            });
+        }
+        // A guest's flush always reaches the disk: "Unsafe" permits the VMM to skip it and does not ask for that.
+        if let Some(cache) = self
+            .cache_type
+            .filter(|c| !matches!(c.as_str(), "Unsafe" | "Writeback"))
+        {
+            return Err(ConfigError::UnknownWord {
+                field: "drives.cache_type",
+                value: cache,
+                permitted: "\"Unsafe\" and \"Writeback\"",
+            });
+        }
+        let path = self
+            .path_on_host
+            .filter(|path| !path.as_os_str().is_empty())
+            .ok_or(ConfigError::Empty {
+                field: "drives.path_on_host",
+            })?;
+        Ok(DriveConfig {
+            id: DriveId::new(self.drive_id)?,
+            path,
+            read_only: self.is_read_only.unwrap_or(false),
+            is_root: self.is_root_device,
+            partuuid: self.partuuid,
+        })
+    }
+}

@@ -1,0 +1,160 @@
+use std::error::Error as _;
+
+use super::*;
+use crate::config::{BootProtocol, DEFAULT_BOOT_ARGS};
+use proptest::prelude::*;
+
+fn read(text: &str) -> Result<Loaded, ConfigError> {
+    parse(text.as_bytes(), Path::new("vm.json"))
+}
+
+fn with(section: &str) -> Result<Loaded, ConfigError> {
+    read(&format!(
+        r#"{{"boot-source": {{"kernel_image_path": "k"}}, {section}}}"#
+    ))
+}
+
+#[test]
+fn the_smallest_file_gets_firecrackers_defaults() {
+    let vm = read(r#"{"boot-source": {"kernel_image_path": "k"}}"#)
+        .unwrap()
+        .vm;
+    assert_eq!((vm.vcpus.get(), vm.memory.mib()), (1, 128));
+    assert_eq!(vm.boot.cmdline, DEFAULT_BOOT_ARGS);
+    assert_eq!(vm.boot.protocol, BootProtocol::Auto);
+    assert!(!vm.entropy && vm.drives.is_empty());
+}
+
+#[test]
+fn a_full_file_of_firecracker_is_understood() {
+    let loaded = read(
+        r#"{
+          "boot-source": {"kernel_image_path": "vmlinux.bin", "boot_args": "console=ttyS0", "initrd_path": null},
+          "drives": [
+            {"drive_id": "data", "partuuid": null, "is_root_device": false, "cache_type": "Writeback",
+             "is_read_only": true, "path_on_host": "data.img", "io_engine": "Sync", "rate_limiter": null,
+             "socket": null},
+            {"drive_id": "rootfs", "is_root_device": true, "path_on_host": "root.ext4"}],
+          "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
+                             "huge_pages": "None"},
+          "cpu-config": null, "balloon": null, "network-interfaces": [], "vsock": null,
+          "logger": {"log_path": "l", "level": "Info", "show_level": true}, "metrics": null,
+          "mmds-config": null, "entropy": {}, "pmem": [], "memory-hotplug": null
+        }"#,
+    )
+    .unwrap();
+    assert_eq!(
+        loaded.vm.drives[0].id.as_str(),
+        "rootfs",
+        "the root drive is the first"
+    );
+    assert!(loaded.vm.drives[1].read_only && !loaded.vm.drives[0].read_only);
+    assert!(loaded.vm.entropy);
+    assert_eq!(loaded.log_path.unwrap(), Path::new("l"));
+}
+
+#[test]
+fn sections_to_come_are_named_when_they_ask_for_something() {
+    for (section, what) in [
+        (
+            r#""network-interfaces": [{"iface_id": "eth0"}]"#,
+            "network-interfaces",
+        ),
+        (r#""vsock": {"guest_cid": 3}"#, "vsock"),
+        (r#""balloon": {"amount_mib": 1}"#, "balloon"),
+        (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
+    ] {
+        let text = with(section).unwrap_err().to_string();
+        assert!(
+            text.starts_with(&format!("{what} is not supported yet")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_its_place() {
+    let error = read("{\n \"boot-source\": {\"kernel_image\": \"k\"}}").unwrap_err();
+    assert!(error.to_string().contains("vm.json"), "{error}");
+    let detail = error.source().unwrap().to_string();
+    assert!(
+        detail.contains("`kernel_image`") && detail.contains("line 2"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn values_out_of_range_are_named_with_the_range() {
+    for (config, expected) in [
+        (
+            r#"{"vcpu_count": 33, "mem_size_mib": 128}"#,
+            "machine-config.vcpu_count is 33, permitted are 1 to 32 vCPUs",
+        ),
+        (
+            r#"{"vcpu_count": 0, "mem_size_mib": 128}"#,
+            "machine-config.vcpu_count is 0, permitted are 1 to 32 vCPUs",
+        ),
+        (
+            r#"{"vcpu_count": 1, "mem_size_mib": 0}"#,
+            "machine-config.mem_size_mib is 0, permitted are 2 to 1048576 MiB",
+        ),
+    ] {
+        let text = with(&format!(r#""machine-config": {config}"#))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(text, expected);
+    }
+}
+
+#[test]
+fn two_drives_of_one_name_are_refused() {
+    let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
+    let other = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "y"}"#;
+    let error = with(&format!(r#""drives": [{drive}, {other}]"#)).unwrap_err();
+    assert_eq!(error.to_string(), "Two drives are named \"a\"");
+}
+
+#[test]
+fn one_image_written_through_two_drives_is_refused() {
+    let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
+    let other =
+        r#"{"drive_id": "b", "is_root_device": false, "is_read_only": true, "path_on_host": "x"}"#;
+    let error = with(&format!(r#""drives": [{drive}, {other}]"#)).unwrap_err();
+    assert!(
+        matches!(error, ConfigError::DriveSharedForWriting { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_control_character_in_the_command_line_is_refused() {
+    let text = r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\nb"}}"#;
+    assert!(matches!(
+        read(text).unwrap_err(),
+        ConfigError::CmdlineCharacter {
+            position: 1,
+            byte: b'\n'
+        }
+    ));
+}
+
+#[test]
+fn more_devices_than_interrupt_lines_are_refused() {
+    let drives: Vec<_> = (0..19)
+        .map(|i| {
+            format!(r#"{{"drive_id": "d{i}", "is_root_device": false, "path_on_host": "{i}"}}"#)
+        })
+        .collect();
+    let error = with(&format!(r#""drives": [{}]"#, drives.join(","))).unwrap_err();
+    assert!(
+        matches!(error, ConfigError::TooManyDevices { devices: 19, .. }),
+        "{error}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_end_in_a_value_or_an_error(text in prop::collection::vec(any::<u8>(), 0..200)) {
+        drop(parse(&text, Path::new("x")));
+    }
+}
