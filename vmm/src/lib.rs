@@ -21,6 +21,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod cpu;
+mod device_thread;
 pub mod events;
 pub mod exit;
 pub mod latch;

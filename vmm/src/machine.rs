@@ -7,9 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use devices::bus::Bus;
-use event_manager::{
-    EventManager, EventOps, EventSet, Events as ReadyEvents, MutEventSubscriber, SubscriberOps,
-};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
@@ -20,13 +18,14 @@ use crate::config::VmConfig;
 use crate::control::Control;
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
+use crate::device_thread::{DeviceThread, EndWatch};
 use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::memory::{self, MemoryError};
 use crate::platform::{self, PlatformError};
 use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
-use crate::virtio::{self, VirtioError};
+use crate::virtio::{self, Thread, VirtioError};
 use crate::vm::{Vm, VmError};
 
 /// How long the vCPUs have to end after the run has: far more than a device's register access takes.
@@ -57,6 +56,8 @@ pub enum MachineError {
     Descriptors(#[source] vm_memory::GuestMemoryError),
     #[error("Cannot create the event loop")]
     EventLoop(#[source] event_manager::Error),
+    #[error("Cannot start a thread for a device")]
+    Thread(#[source] io::Error),
     #[error("Cannot create an event")]
     Event(#[source] io::Error),
     #[error("Cannot install the signal handler for vCPUs")]
@@ -100,6 +101,7 @@ pub struct Machine {
     latch: Arc<ExitLatch>,
     events: Arc<Events>,
     event_loop: EventLoop,
+    device_threads: Vec<DeviceThread>,
 }
 
 impl Machine {
@@ -134,10 +136,14 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
 
         let mut event_loop = EventLoop::new().map_err(MachineError::EventLoop)?;
-        event_loop.add_subscriber(Box::new(EndWatch(latch.clone())));
+        event_loop.add_subscriber(Box::new(EndWatch::new(latch.clone())));
         event_loop.add_subscriber(Box::new(platform.serial_input));
-        for worker in workers {
-            event_loop.add_subscriber(Box::new(worker));
+        let mut device_threads = Vec::new();
+        for (worker, thread) in workers {
+            match thread {
+                Thread::Shared => drop(event_loop.add_subscriber(Box::new(worker))),
+                Thread::Own => device_threads.push(DeviceThread::new(worker, latch.clone())?),
+            }
         }
         if let Some(socket) = control {
             event_loop.add_subscriber(Box::new(Control::new(socket, platform.ged, latch.clone())));
@@ -150,6 +156,7 @@ impl Machine {
             latch,
             events,
             event_loop,
+            device_threads,
         })
     }
 
@@ -161,6 +168,12 @@ impl Machine {
     /// Runs the guest to its end, on this thread (events) and one thread for each vCPU.
     pub fn run(mut self) -> Result<ExitReason, MachineError> {
         vcpu::install_handler().map_err(MachineError::Signal)?;
+        for (number, thread) in std::mem::take(&mut self.device_threads)
+            .into_iter()
+            .enumerate()
+        {
+            thread.spawn(number)?;
+        }
         let mut threads = Vec::with_capacity(self.vcpus.len());
         // The boot vCPU comes last: when it runs, all others are there to be started.
         let vcpus: Vec<_> = (0u8..).zip(std::mem::take(&mut self.vcpus)).collect();
@@ -218,21 +231,6 @@ fn end(threads: &[VcpuThread]) {
         waited += pause;
         pause = (pause * 2).min(Duration::from_millis(20));
     }
-}
-
-/// Wakes the event loop when the run has ended.
-struct EndWatch(Arc<ExitLatch>);
-
-impl MutEventSubscriber for EndWatch {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(ReadyEvents::new(self.0.event(), EventSet::IN)) {
-            self.0.set(ExitReason::Error(format!(
-                "The end of the guest cannot be seen: {error}"
-            )));
-        }
-    }
-
-    fn process(&mut self, _events: ReadyEvents, _ops: &mut EventOps<'_>) {}
 }
 
 /// The control socket's two directions, neither of which blocks.

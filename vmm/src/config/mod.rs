@@ -35,10 +35,15 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
+    /// How many virtio devices the guest has.
+    pub fn virtio_devices(&self) -> usize {
+        self.drives.len() + usize::from(self.entropy)
+    }
+
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
     /// is written through two drives.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let devices = self.drives.len() + usize::from(self.entropy);
+        let devices = self.virtio_devices();
         if devices > MAX_VIRTIO_DEVICES {
             return Err(ConfigError::TooManyDevices {
                 devices,

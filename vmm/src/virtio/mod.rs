@@ -70,21 +70,46 @@ impl VirtioError {
     }
 }
 
+/// Which thread does a device's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// The event thread, with the serial port and the control socket: for devices with little to do that never wait.
+    Shared,
+    /// One of its own: for devices that move data, so that a slow disk holds up neither a network nor the console.
+    Own,
+}
+
+/// A device, not yet placed anywhere.
+pub struct Made {
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// Who does its work.
+    pub thread: Thread,
+}
+
+impl Made {
+    fn new(device: impl VirtioDevice + 'static, thread: Thread) -> Self {
+        let device = Box::new(device);
+        Self { device, thread }
+    }
+}
+
 /// Makes the devices of `config`, drives first: the order in which the guest numbers them.
-pub fn make(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, VirtioError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
+    let mut devices = Vec::new();
     for drive in &config.drives {
-        devices.push(Box::new(block::make(drive)?));
+        devices.push(Made::new(block::make(drive)?, Thread::Own));
     }
     if config.entropy {
-        devices.push(Box::new(Rng::new()));
+        devices.push(Made::new(Rng::new(), Thread::Shared));
     }
+    debug_assert_eq!(devices.len(), config.virtio_devices());
     Ok(devices)
 }
 
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
 pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
-    let devices = config.drives.len() + usize::from(config.entropy);
+    let devices = config.virtio_devices();
     // Without ACPI a guest knows of no I/O APIC and has only the 16 lines of the PC's first interrupt controller.
     let without_ioapic = cmdline::acpi_is_off(&config.boot.cmdline);
     let lines = VIRTIO_IRQS
@@ -109,29 +134,28 @@ pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
     Ok(places)
 }
 
-/// Puts `devices` at `places` and returns what serves their queues on the event thread.
+/// Puts `devices` at `places` and returns what does their work, and on which thread.
 pub fn attach(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     bus: &mut Bus,
-    devices: Vec<Box<dyn VirtioDevice>>,
+    devices: Vec<Made>,
     places: &[MmioDevice],
-) -> Result<Vec<VirtioWorker>, VirtioError> {
+) -> Result<Vec<(VirtioWorker, Thread)>, VirtioError> {
     let mut workers = Vec::with_capacity(devices.len());
-    for (index, (device, place)) in devices.into_iter().zip(places).enumerate() {
+    for (index, (made, place)) in devices.into_iter().zip(places).enumerate() {
         let connect = |source| VirtioError::Connect { index, source };
         let line = vm.interrupt_line(place.irq).map_err(connect)?;
-        let transport = MmioTransport::new(device, memory.clone(), Arc::new(line))
+        let transport = MmioTransport::new(made.device, memory.clone(), Arc::new(line))
             .map_err(|source| VirtioError::Events { index, source })?;
         for (queue, doorbell) in (0..).zip(transport.doorbells()) {
             vm.watch_write(doorbell, place.address + mmio::QUEUE_NOTIFY, queue)
                 .map_err(connect)?;
         }
-        workers.push(
-            transport
-                .worker()
-                .map_err(|source| VirtioError::Events { index, source })?,
-        );
+        let worker = transport
+            .worker()
+            .map_err(|source| VirtioError::Events { index, source })?;
+        workers.push((worker, made.thread));
         bus.insert(place.address, mmio::LEN, Arc::new(transport))
             .map_err(|source| VirtioError::Bus { index, source })?;
     }
