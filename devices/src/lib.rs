@@ -28,5 +28,6 @@ pub mod interrupt;
 pub mod legacy;
 pub mod memory;
 pub mod platform;
+pub mod rate_limiter;
 mod throttle;
 pub mod virtio;

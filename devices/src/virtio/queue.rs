@@ -19,6 +19,7 @@ use super::chain::Chain;
 use super::device::Progress;
 use super::interrupt::QueueInterrupt;
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 
 /// How long one call serves requests: the thread has other devices, and orders of its own, to look after.
 const TURN: Duration = Duration::from_millis(10);
@@ -289,6 +290,17 @@ impl Virtqueue {
     pub fn serve(
         &mut self,
         chain: &mut Chain,
+        handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<u32, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        self.serve_limited(chain, None, handle)
+    }
+
+    /// As [`serve`](Self::serve), as far as `limiter` permits; the bytes written are charged. Where it does not, the
+    /// driver is not asked to ring: the limiter's source says when to go on.
+    pub fn serve_limited(
+        &mut self,
+        chain: &mut Chain,
+        mut limiter: Option<&mut RateLimiter>,
         mut handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
         let memory = self.memory.clone();
@@ -300,8 +312,14 @@ impl Virtqueue {
             if budget == 0 || Instant::now() >= end_of_turn {
                 break Progress::More;
             }
+            if !limiter.as_mut().is_none_or(|limiter| limiter.is_open()) {
+                break Progress::Idle;
+            }
             if self.pop(chain)? {
                 let written = handle(&memory, chain)?;
+                if let Some(limiter) = &mut limiter {
+                    limiter.charge(written.into());
+                }
                 self.complete(chain.head(), written)?;
                 completed = true;
                 budget -= 1;

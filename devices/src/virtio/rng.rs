@@ -5,9 +5,10 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::chain::Chain;
-use super::device::{DeviceTraits, Progress, VirtioDevice};
+use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 
 /// Linux asks for one buffer at a time.
@@ -23,6 +24,7 @@ const CHUNK: usize = 4096;
 pub struct Rng {
     queue: Option<Virtqueue>,
     chain: Chain,
+    limiter: Option<RateLimiter>,
     failures: Throttle,
 }
 
@@ -30,6 +32,14 @@ impl Rng {
     /// A device without a driver.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`new`](Self::new), giving no more than `limiter` permits.
+    pub fn limited(limiter: RateLimiter) -> Self {
+        Self {
+            limiter: Some(limiter),
+            ..Self::default()
+        }
     }
 }
 
@@ -79,12 +89,24 @@ impl VirtioDevice for Rng {
         let Self {
             queue,
             chain,
+            limiter,
             failures,
         } = self;
         let Some(queue) = queue else {
             return Ok(Progress::Idle);
         };
-        queue.serve(chain, |memory, chain| fill(memory, chain, failures))
+        queue.serve_limited(chain, limiter.as_mut(), |memory, chain| {
+            fill(memory, chain, failures)
+        })
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        self.limiter.iter().map(RateLimiter::source).collect()
+    }
+
+    fn wake(&mut self, _index: usize) -> Result<Progress, QueueError> {
+        // The limiter is open again.
+        self.process(0)
     }
 
     fn reset(&mut self) {}

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::ConfigError;
+use super::{ConfigError, RateLimiterConfig};
 
 /// Name of a drive within its guest: letters, digits and `_`, at most 64 (Firecracker's rule).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct DriveConfig {
     pub is_root: bool,
     /// Partition of the root file system on a root drive; `None` is the whole drive.
     pub partuuid: Option<String>,
+    /// How much the guest may read and write in a time.
+    pub rate_limiter: RateLimiterConfig,
 }
 
 #[cfg(test)]

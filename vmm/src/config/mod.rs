@@ -8,11 +8,13 @@ mod drive;
 mod error;
 pub mod firecracker;
 mod limits;
+mod rate_limiter;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
 pub use drive::{DriveConfig, DriveId};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
+pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 
 use crate::layout;
 
@@ -30,14 +32,14 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// Disks, in the order in which the guest sees them.
     pub drives: Vec<DriveConfig>,
-    /// Whether the guest has a virtio entropy device.
-    pub entropy: bool,
+    /// The limits of the guest's virtio entropy device, if it has one.
+    pub entropy: Option<RateLimiterConfig>,
 }
 
 impl VmConfig {
     /// How many virtio devices the guest has.
     pub fn virtio_devices(&self) -> usize {
-        self.drives.len() + usize::from(self.entropy)
+        self.drives.len() + usize::from(self.entropy.is_some())
     }
 
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use devices::bus::{Bus, BusError};
+use devices::rate_limiter::RateLimiter;
 use devices::virtio::block::raw_file::RawFileError;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
@@ -14,7 +15,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
-use crate::config::VmConfig;
+use crate::config::{RateLimiterConfig, VmConfig};
 use crate::layout::{LEGACY_IRQS, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::vm::{Vm, VmError};
@@ -40,6 +41,8 @@ pub enum VirtioError {
         #[source]
         source: RawFileError,
     },
+    #[error("Cannot make the timer of a rate limiter")]
+    RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
     Events {
         index: usize,
@@ -100,11 +103,16 @@ pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
     for drive in &config.drives {
         devices.push(Made::new(block::make(drive)?, Thread::Own));
     }
-    if config.entropy {
-        devices.push(Made::new(Rng::new(), Thread::Shared));
+    if let Some(limits) = config.entropy {
+        let rng = Rng::limited(rate_limiter(limits)?);
+        devices.push(Made::new(rng, Thread::Shared));
     }
     debug_assert_eq!(devices.len(), config.virtio_devices());
     Ok(devices)
+}
+
+fn rate_limiter(limits: RateLimiterConfig) -> Result<RateLimiter, VirtioError> {
+    RateLimiter::new(limits.into()).map_err(VirtioError::RateLimiter)
 }
 
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.

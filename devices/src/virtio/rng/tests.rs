@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::rate_limiter::{BucketLimit, RateLimits};
 use crate::virtio::testing::{TestGuest, Transport};
 
 fn random_enough(data: &[u8]) -> bool {
@@ -55,4 +58,28 @@ fn two_buffers_differ() {
     }
     guest.notify(0);
     assert_ne!(ring.contents(buffers[0]), ring.contents(buffers[1]));
+}
+
+#[test]
+fn a_limited_device_waits_and_goes_on_by_itself() {
+    for &on in Transport::ALL {
+        let limits = RateLimits {
+            bandwidth: None,
+            ops: BucketLimit::new(1, 0, Duration::from_millis(50)),
+        };
+        let mut guest = TestGuest::new(on, Rng::limited(RateLimiter::new(limits).unwrap()));
+        let mut ring = guest.start_all();
+        for _ in 0..3 {
+            let buffer = ring.buffer(64, true);
+            ring.add(&[buffer]);
+        }
+        guest.notify(0);
+        assert!(ring.used().is_some());
+        assert_eq!(ring.used(), None, "one in 50 ms is permitted");
+        for _ in 0..2 {
+            while ring.used().is_none() {
+                guest.run();
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::rate_limiter::{self, RateLimiter};
 use super::refuse;
 use crate::config::{ConfigError, DriveConfig, DriveId};
 
@@ -18,13 +19,12 @@ pub(super) struct Drive {
     partuuid: Option<String>,
     cache_type: Option<String>,
     io_engine: Option<String>,
-    rate_limiter: Option<Value>,
+    rate_limiter: Option<RateLimiter>,
     socket: Option<Value>,
 }
 
 impl Drive {
     pub(super) fn check(self) -> Result<DriveConfig, ConfigError> {
-        refuse("drives.rate_limiter", self.rate_limiter.as_ref())?;
         refuse("drives.socket (vhost-user)", self.socket.as_ref())?;
         // Only how the VMM does its I/O, not what the guest sees: the engine is ours to choose.
         if let Some(engine) = self
@@ -60,6 +60,7 @@ impl Drive {
             read_only: self.is_read_only.unwrap_or(false),
             is_root: self.is_root_device,
             partuuid: self.partuuid,
+            rate_limiter: rate_limiter::check(self.rate_limiter),
         })
     }
 }

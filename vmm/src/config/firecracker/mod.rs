@@ -6,6 +6,7 @@
 mod boot_source;
 mod drive;
 mod machine_config;
+mod rate_limiter;
 
 use std::fs::File;
 use std::io::Read;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use self::boot_source::BootSource;
 use self::drive::Drive;
 use self::machine_config::MachineConfig;
+use self::rate_limiter::RateLimiter;
 use super::{ConfigError, MemorySize, VcpuCount, VmConfig};
 
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
@@ -98,7 +100,7 @@ struct ConfigFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entropy {
-    rate_limiter: Option<Value>,
+    rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Deserialize)]
@@ -161,9 +163,6 @@ impl TryFrom<ConfigFile> for Loaded {
         // The root drive comes first, so that it is /dev/vda whatever the order in the file.
         drives.sort_by_key(|drive| !drive.is_root);
 
-        if let Some(entropy) = &file.entropy {
-            refuse("entropy.rate_limiter", entropy.rate_limiter.as_ref())?;
-        }
         let (log_path, log_level) = match file.logger {
             Some(logger) => {
                 refuse("logger.module", logger.module.as_ref())?;
@@ -176,7 +175,9 @@ impl TryFrom<ConfigFile> for Loaded {
             memory,
             boot: file.boot_source.check()?,
             drives,
-            entropy: file.entropy.is_some(),
+            entropy: file
+                .entropy
+                .map(|entropy| rate_limiter::check(entropy.rate_limiter)),
         };
         vm.check()?;
         Ok(Self {

@@ -1,7 +1,7 @@
 use std::error::Error as _;
 
 use super::*;
-use crate::config::{BootProtocol, DEFAULT_BOOT_ARGS};
+use crate::config::{BootProtocol, BucketConfig, DEFAULT_BOOT_ARGS, RateLimiterConfig};
 use proptest::prelude::*;
 
 fn read(text: &str) -> Result<Loaded, ConfigError> {
@@ -22,7 +22,7 @@ fn the_smallest_file_gets_firecrackers_defaults() {
     assert_eq!((vm.vcpus.get(), vm.memory.mib()), (1, 128));
     assert_eq!(vm.boot.cmdline, DEFAULT_BOOT_ARGS);
     assert_eq!(vm.boot.protocol, BootProtocol::Auto);
-    assert!(!vm.entropy && vm.drives.is_empty());
+    assert!(vm.entropy.is_none() && vm.drives.is_empty());
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_full_file_of_firecracker_is_understood() {
         "the root drive is the first"
     );
     assert!(loaded.vm.drives[1].read_only && !loaded.vm.drives[0].read_only);
-    assert!(loaded.vm.entropy);
+    assert_eq!(loaded.vm.entropy, Some(RateLimiterConfig::default()));
     assert_eq!(loaded.log_path.unwrap(), Path::new("l"));
 }
 
@@ -70,6 +70,32 @@ fn sections_to_come_are_named_when_they_ask_for_something() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn rate_limits_are_firecrackers() {
+    let limiter = r#"{"bandwidth": {"size": 1000, "one_time_burst": 5, "refill_time": 100},
+                      "ops": {"size": 1, "refill_time": 10}}"#;
+    let expected = RateLimiterConfig {
+        bandwidth: Some(BucketConfig {
+            size: 1000,
+            one_time_burst: 5,
+            refill_time_ms: 100,
+        }),
+        ops: Some(BucketConfig {
+            size: 1,
+            one_time_burst: 0,
+            refill_time_ms: 10,
+        }),
+    };
+    let drive = format!(
+        r#""drives": [{{"drive_id": "a", "is_root_device": false, "path_on_host": "x", "rate_limiter": {limiter}}}]"#
+    );
+    assert_eq!(with(&drive).unwrap().vm.drives[0].rate_limiter, expected);
+    let entropy = format!(r#""entropy": {{"rate_limiter": {limiter}}}"#);
+    assert_eq!(with(&entropy).unwrap().vm.entropy, Some(expected));
+    let bad = r#""entropy": {"rate_limiter": {"ops": {"size": -1, "refill_time": 10}}}"#;
+    assert!(matches!(with(bad).unwrap_err(), ConfigError::Json { .. }));
 }
 
 #[test]
