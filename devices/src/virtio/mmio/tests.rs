@@ -18,24 +18,34 @@ fn disk() -> Block {
     Block::new(Box::new(RawFile::new(file, false).unwrap()), "test")
 }
 
+fn read(guest: &TestGuest, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    guest.bus_device().read(offset, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn write(guest: &TestGuest, offset: u64, value: u32) {
+    guest.bus_device().write(offset, &value.to_le_bytes());
+}
+
 #[test]
 fn device_is_recognised() {
     let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    assert_eq!(guest.read(0x000), 0x7472_6976);
-    assert_eq!(guest.read(0x004), 2);
-    assert_eq!(guest.read(0x008), VIRTIO_ID_RNG);
-    assert_ne!(guest.read(0x00c), 0);
+    assert_eq!(read(&guest, 0x000), 0x7472_6976);
+    assert_eq!(read(&guest, 0x004), 2);
+    assert_eq!(read(&guest, 0x008), VIRTIO_ID_RNG);
+    assert_ne!(read(&guest, 0x00c), 0);
     assert_eq!(guest.offered(), RING_FEATURES);
-    guest.write(0x030, 0);
-    assert_eq!(guest.read(0x034), 16);
+    write(&guest, 0x030, 0);
+    assert_eq!(read(&guest, 0x034), 16);
 }
 
 #[test]
 fn absent_shared_memory_reads_as_minus_one() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    guest.write(0x0ac, 3);
+    let guest = TestGuest::new(Transport::Mmio, Rng::new());
+    write(&guest, 0x0ac, 3);
     for offset in [0x0b0, 0x0b4, 0x0b8, 0x0bc] {
-        assert_eq!(guest.read(offset), u32::MAX);
+        assert_eq!(read(&guest, offset), u32::MAX);
     }
 }
 
@@ -43,13 +53,13 @@ fn absent_shared_memory_reads_as_minus_one() {
 fn interrupt_carries_its_reason_until_acknowledged() {
     let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
-    assert_eq!(guest.read(0x060), 0);
+    assert_eq!(read(&guest, 0x060), 0);
     let buffer = ring.buffer(8, true);
     ring.add(&[buffer]);
     guest.notify(0);
     assert_eq!(guest.interrupts(), 1);
     assert_eq!(guest.acknowledge(), USED_BUFFERS);
-    assert_eq!(guest.read(0x060), 0);
+    assert_eq!(read(&guest, 0x060), 0);
 
     ring.set_available_index(99);
     guest.notify(0);
@@ -65,8 +75,8 @@ fn reset_clears_the_interrupt_status() {
     let buffer = ring.buffer(8, true);
     ring.add(&[buffer]);
     guest.notify(0);
-    guest.write(0x070, 0);
-    assert_eq!((guest.read(0x060), guest.status()), (0, 0));
+    write(&guest, 0x070, 0);
+    assert_eq!((read(&guest, 0x060), guest.status()), (0, 0));
 }
 
 #[test]
@@ -80,8 +90,8 @@ fn device_works_again_after_a_reset_with_requests_waiting() {
         assert_eq!(ring.used(), Some((head, 8)));
         // Rung for, but reset before the device thread came to it.
         ring.add(&[buffer]);
-        guest.write(0x050, 0);
-        guest.write(0x070, 0);
+        write(&guest, 0x050, 0);
+        write(&guest, 0x070, 0);
         guest.run();
         assert_eq!(ring.used(), None);
     }
@@ -93,7 +103,7 @@ fn doorbell_rung_by_the_kernel_is_as_good_as_the_register() {
     let mut ring = guest.start_all();
     let buffer = ring.buffer(8, true);
     let head = ring.add(&[buffer]);
-    guest.transport.doorbells()[0].write(1).unwrap();
+    guest.doorbell(0).write(1).unwrap();
     guest.run();
     assert_eq!(ring.used(), Some((head, 8)));
 }
@@ -103,10 +113,10 @@ fn notifying_a_queue_that_does_not_exist_is_refused() {
     let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let _ring = guest.start_all();
     for index in [1, 0x1_0000, u32::MAX] {
-        guest.write(0x050, index);
+        write(&guest, 0x050, index);
     }
     guest.run();
-    assert_eq!(guest.transport.lock().refused_writes(), 3);
+    assert_eq!(guest.state().refused_writes(), 3);
     assert_eq!(guest.status() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK);
 }
 
@@ -114,15 +124,15 @@ fn notifying_a_queue_that_does_not_exist_is_refused() {
 fn configuration_is_read_in_any_width_and_zero_beyond_its_end() {
     let guest = TestGuest::new(Transport::Mmio, disk());
     let mut capacity = [0xaa; 8];
-    guest.transport.read(CONFIG, &mut capacity);
+    guest.bus_device().read(CONFIG, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 8);
     let mut byte = [0xaa];
-    guest.transport.read(CONFIG, &mut byte);
+    guest.bus_device().read(CONFIG, &mut byte);
     assert_eq!(byte, [8]);
     let mut over_the_end = [0xaa; 8];
-    guest.transport.read(CONFIG + 20, &mut over_the_end);
+    guest.bus_device().read(CONFIG + 20, &mut over_the_end);
     assert_eq!(over_the_end, [0, 2, 0, 0, 0, 0, 0, 0]);
-    guest.transport.read(LEN - 8, &mut over_the_end);
+    guest.bus_device().read(LEN - 8, &mut over_the_end);
     assert_eq!(over_the_end, [0; 8]);
 }
 
@@ -135,8 +145,8 @@ fn no_wake_up_is_lost_between_driver_and_device() {
     let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let mut ring = guest.start_all();
     let buffers: Vec<_> = (0..DEPTH).map(|_| ring.buffer(8, true)).collect();
-    let (transport, line, mut thread) = guest.into_parts();
-    let doorbell = &transport.doorbells()[0];
+    let (doorbells, line, mut thread) = guest.into_parts();
+    let doorbell = &doorbells[0];
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let device = std::thread::spawn(move || {
@@ -214,9 +224,9 @@ fn reach(guest: &mut TestGuest, status: u8) {
 fn visible(guest: &mut TestGuest) -> Vec<u32> {
     let mut seen: Vec<u32> = (0..CONFIG)
         .step_by(4)
-        .map(|offset| guest.read(offset))
+        .map(|offset| read(&guest, offset))
         .collect();
-    let state = guest.transport.lock();
+    let state = guest.state();
     seen.extend(
         [
             Register::DriverFeatures,
@@ -235,8 +245,8 @@ fn visible(guest: &mut TestGuest) -> Vec<u32> {
 
 /// What is behind the registers that can only be written, whatever is selected.
 fn behind(guest: &mut TestGuest) -> Vec<u32> {
-    guest.write(0x024, 0);
-    guest.write(0x030, 0);
+    write(&guest, 0x024, 0);
+    write(&guest, 0x030, 0);
     visible(guest).split_off(64)
 }
 
@@ -252,10 +262,10 @@ fn registers_answer_to_aligned_32_bits_only() {
                     continue;
                 }
                 let mut data = vec![0xaa; width];
-                guest.transport.read(offset, &mut data);
+                guest.bus_device().read(offset, &mut data);
                 assert_eq!(data, vec![0; width], "read of {width} at {offset:#x}");
                 for byte in [0, 1, 0xff] {
-                    guest.transport.write(offset, &vec![byte; width]);
+                    guest.bus_device().write(offset, &vec![byte; width]);
                 }
             }
         }
@@ -276,7 +286,7 @@ fn every_register_in_every_status_keeps_the_device_alive() {
                 let mut guest = TestGuest::new(Transport::Mmio, disk());
                 reach(&mut guest, status);
                 let before = behind(&mut guest);
-                guest.write(offset, value);
+                write(&guest, offset, value);
                 guest.run();
                 if status >= 4 && guest.status() != 0 {
                     let after = behind(&mut guest);
@@ -319,9 +329,9 @@ proptest! {
             let offset = if align { offset & !3 } else { offset };
             let mut data = value.to_le_bytes();
             if write {
-                guest.transport.write(offset, &data[..width]);
+                guest.bus_device().write(offset, &data[..width]);
             } else {
-                guest.transport.read(offset, &mut data[..width]);
+                guest.bus_device().read(offset, &mut data[..width]);
             }
             guest.run();
         }

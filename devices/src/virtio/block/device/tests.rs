@@ -274,7 +274,7 @@ fn batch_of_32_costs_one_wake_and_one_interrupt() {
     for (sector, &buffer) in (0..).zip(&buffers) {
         f.add(IN, sector, &[buffer]);
     }
-    f.guest.write(0x050, 0);
+    f.guest.ring(0);
     assert_eq!((f.guest.run(), f.guest.interrupts()), (1, 1));
     for (sector, &buffer) in (0_u64..).zip(&buffers) {
         assert_eq!(f.ring.used().map(|(_, len)| len), Some(4097));
@@ -406,17 +406,12 @@ fn driver_without_flush_gets_every_write_durable() {
 #[test]
 fn configuration_says_what_the_disk_is() {
     let mut f = Fixture::new();
-    let capacity = u64::from(f.guest.read(0x100)) | u64::from(f.guest.read(0x104)) << 32;
+    let capacity = f.guest.config_u64(0);
     assert_eq!(capacity, SECTORS);
-    assert_eq!(f.guest.read(0x10c), SEG_MAX);
-    assert_eq!(f.guest.read(0x114), 512);
-    f.guest
-        .transport
-        .state()
-        .lock()
-        .unwrap()
-        .write_config(0, &[1; 8]);
-    assert_eq!(f.guest.read(0x100), 64, "the configuration is read-only");
+    assert_eq!(f.guest.config_u32(12), SEG_MAX);
+    assert_eq!(f.guest.config_u32(20), 512);
+    f.guest.write_config(0, &[1; 8]);
+    assert_eq!(f.guest.config_u32(0), 64, "the configuration is read-only");
 }
 
 proptest! {

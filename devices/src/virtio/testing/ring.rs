@@ -1,32 +1,14 @@
-//! The guest's side of a virtio device, for tests: a driver that keeps the rules, and lets a test
-//! break each of them.
-//!
-//! Everything is real: rings and buffers lie in guest memory, registers are accessed as a vCPU would,
-//! and the device's work is done by its worker in an event manager.
+//! The driver's side of a split queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
-use event_manager::{EventManager, SubscriberOps};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::VirtioDevice;
-use super::interrupt::VirtioInterrupt;
-use super::mmio::MmioTransport;
-use super::queue::QueueRegisters;
-use super::state::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
-use super::worker::VirtioWorker;
-use crate::bus::BusDevice;
-use crate::memory::{self, GuestMemory};
+use crate::memory::GuestMemory;
+use crate::virtio::queue::QueueRegisters;
 
-/// Bytes of the test guest's memory below the hole: rings at the start, buffers from [`BUFFERS`] on.
-pub const LOW_LEN: u64 = 0x8_0000;
-/// Where the memory above the hole starts.
-pub const HIGH_BASE: u64 = 0x10_0000;
-/// Bytes of the memory above the hole.
-pub const HIGH_LEN: u64 = 0x1_0000;
 /// Where buffers are allocated from.
 pub const BUFFERS: u64 = 0x2_0000;
 /// Where the ring of queue 0 lies; that of queue `n` is `n` times [`RING_STRIDE`] above.
@@ -40,48 +22,6 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 /// Descriptor flag: a table of descriptors.
 pub const INDIRECT: u16 = 4;
-
-/// Memory of two regions with a hole between them.
-pub fn guest_memory() -> Arc<GuestMemory> {
-    let low = (
-        GuestAddress(0),
-        usize::try_from(LOW_LEN).expect("64-bit host"),
-    );
-    let high = (
-        GuestAddress(HIGH_BASE),
-        usize::try_from(HIGH_LEN).expect("64-bit host"),
-    );
-    Arc::new(memory::anonymous(&[low, high]).expect("a few MiB of memory"))
-}
-
-/// Counts the interrupts of a device that has no transport.
-#[derive(Debug, Default)]
-pub struct InterruptCounter {
-    queue: AtomicU32,
-    config: AtomicU32,
-}
-
-impl InterruptCounter {
-    /// Interrupts of queues so far.
-    pub fn queue(&self) -> u32 {
-        self.queue.load(Ordering::SeqCst)
-    }
-
-    /// Configuration interrupts so far.
-    pub fn config(&self) -> u32 {
-        self.config.load(Ordering::SeqCst)
-    }
-}
-
-impl VirtioInterrupt for InterruptCounter {
-    fn signal_queue(&self, _index: u16) {
-        self.queue.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn signal_config(&self) {
-        self.config.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 /// One buffer of a request.
 #[derive(Clone, Copy, Debug)]
@@ -313,170 +253,5 @@ impl GuestRing {
             u16::try_from(u32::from_le(head)).expect("heads are 16 bits"),
             u32::from_le(len),
         ))
-    }
-}
-
-/// By which registers a guest reaches its device: what holds for a device holds on all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// virtio 1.2 §4.2.
-    Mmio,
-}
-
-impl Transport {
-    /// Every transport there is.
-    pub const ALL: &'static [Self] = &[Self::Mmio];
-}
-
-/// A guest with one virtio device.
-pub struct TestGuest {
-    /// The device's registers.
-    pub transport: MmioTransport,
-    /// The guest's memory.
-    pub memory: Arc<GuestMemory>,
-    line: EventFd,
-    thread: EventManager<VirtioWorker>,
-}
-
-impl TestGuest {
-    /// A guest that has not yet looked at `device`.
-    pub fn new(on: Transport, device: impl VirtioDevice + 'static) -> Self {
-        Self::with_memory(on, device, guest_memory())
-    }
-
-    /// As [`new`](Self::new), with the given memory.
-    pub fn with_memory(
-        on: Transport,
-        device: impl VirtioDevice + 'static,
-        memory: Arc<GuestMemory>,
-    ) -> Self {
-        let Transport::Mmio = on;
-        let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
-        let other_end = Arc::new(line.try_clone().expect("an eventfd"));
-        let transport = MmioTransport::new(Box::new(device), memory.clone(), other_end)
-            .expect("eventfds for doorbells");
-        let mut thread = EventManager::new().expect("an epoll");
-        thread.add_subscriber(transport.worker().expect("an eventfd"));
-        Self {
-            transport,
-            memory,
-            line,
-            thread,
-        }
-    }
-
-    /// Reads a register.
-    pub fn read(&mut self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    /// Writes a register.
-    pub fn write(&mut self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes());
-    }
-
-    /// The device status.
-    pub fn status(&mut self) -> u32 {
-        self.read(0x070)
-    }
-
-    /// Sets `bits` of the device status and says whether the device granted them.
-    pub fn add_status(&mut self, bits: u32) -> bool {
-        let status = self.status() | bits;
-        self.write(0x070, status);
-        self.status() == status
-    }
-
-    /// The features the device offers.
-    pub fn offered(&mut self) -> u64 {
-        self.write(0x014, 1);
-        let high = self.read(0x010);
-        self.write(0x014, 0);
-        u64::from(high) << 32 | u64::from(self.read(0x010))
-    }
-
-    /// Resets the device and takes `features`, up to FEATURES_OK. Says whether it was granted.
-    pub fn negotiate(&mut self, features: u64) -> bool {
-        self.write(0x070, 0);
-        self.add_status(ACKNOWLEDGE);
-        self.add_status(DRIVER);
-        let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
-        self.write(0x024, 0);
-        self.write(0x020, u32::from_le_bytes([a, b, c, d]));
-        self.write(0x024, 1);
-        self.write(0x020, u32::from_le_bytes([e, f, g, h]));
-        self.add_status(FEATURES_OK)
-    }
-
-    /// Writes the registers of queue `index`.
-    pub fn set_queue(&mut self, index: u16, registers: &QueueRegisters) {
-        self.write(0x030, index.into());
-        self.write(0x038, registers.size);
-        for (offset, value) in [
-            (0x080, registers.descriptors),
-            (0x090, registers.available),
-            (0x0a0, registers.used),
-        ] {
-            let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-            self.write(offset, u32::from_le_bytes([a, b, c, d]));
-            self.write(offset + 4, u32::from_le_bytes([e, f, g, h]));
-        }
-        self.write(0x044, registers.ready.into());
-    }
-
-    /// Brings the device up with `features` and rings of `size` for its one queue.
-    pub fn start(&mut self, features: u64, size: u16) -> GuestRing {
-        assert!(self.negotiate(features), "features {features:#x} refused");
-        let ring = GuestRing::new(self.memory.clone(), 0, size);
-        self.set_queue(0, &ring.registers());
-        assert!(self.add_status(DRIVER_OK), "status {:#x}", self.status());
-        ring
-    }
-
-    /// As [`start`](Self::start), with all features and the largest queue.
-    pub fn start_all(&mut self) -> GuestRing {
-        let features = self.offered();
-        self.write(0x030, 0);
-        let size = self.read(0x034);
-        self.start(
-            features,
-            u16::try_from(size).expect("queue sizes are 16 bits"),
-        )
-    }
-
-    /// Notifies queue `index`, and lets the device thread work until it has nothing left to do.
-    pub fn notify(&mut self, index: u16) {
-        self.write(0x050, index.into());
-        self.run();
-    }
-
-    /// Lets the device thread work until it has nothing left to do; returns how often it woke.
-    pub fn run(&mut self) -> u32 {
-        let mut wakes = 0;
-        while self.thread.run_with_timeout(0).expect("epoll works") > 0 {
-            wakes += 1;
-            assert!(wakes < 100_000, "the device never comes to rest");
-        }
-        wakes
-    }
-
-    /// Interrupts since the last call.
-    pub fn interrupts(&mut self) -> u64 {
-        self.line.read().unwrap_or(0)
-    }
-
-    /// Does what an interrupt handler does: takes and acknowledges the reasons.
-    pub fn acknowledge(&mut self) -> u32 {
-        let reasons = self.read(0x060);
-        self.write(0x064, reasons);
-        reasons
-    }
-
-    /// Takes the guest apart: registers, interrupt line, and the device thread's event manager, to be
-    /// run on a thread of its own.
-    pub fn into_parts(self) -> (MmioTransport, EventFd, EventManager<VirtioWorker>) {
-        (self.transport, self.line, self.thread)
     }
 }
