@@ -29,6 +29,7 @@ pub mod layout;
 mod logger;
 pub mod machine;
 pub mod memory;
+mod output;
 mod platform;
 mod terminal;
 pub mod vcpu;

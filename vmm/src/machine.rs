@@ -23,6 +23,7 @@ use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::memory::{self, MemoryError};
+use crate::output::Output;
 use crate::platform::{self, PlatformError};
 use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
 use crate::virtio::{self, Thread, VirtioError};
@@ -30,6 +31,9 @@ use crate::vm::{Vm, VmError};
 
 /// How long the vCPUs have to end after the run has: far more than a device's register access takes.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a reader of the guest's console may take for some of its last words.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a guest cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +106,7 @@ pub struct Machine {
     events: Arc<Events>,
     event_loop: EventLoop,
     device_threads: Vec<DeviceThread>,
+    output: Output,
 }
 
 impl Machine {
@@ -157,6 +162,7 @@ impl Machine {
             events,
             event_loop,
             device_threads,
+            output: platform.output,
         })
     }
 
@@ -201,6 +207,7 @@ impl Machine {
             }
         }
         end(&threads);
+        self.output.finish(OUTPUT_PATIENCE);
         let unknown = || ExitReason::Error("The run ended without a reason".into());
         Ok(self.latch.reason().cloned().unwrap_or_else(unknown))
     }

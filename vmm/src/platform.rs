@@ -19,6 +19,7 @@ use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::layout::POWER_BUTTON_IRQ;
+use crate::output::Output;
 use crate::vm::{Vm, VmError};
 
 /// Why the platform cannot be put together.
@@ -42,6 +43,8 @@ impl From<BusError> for PlatformError {
 pub struct Platform {
     /// Feeds the serial port.
     pub serial_input: SerialInput,
+    /// Where the serial port's output goes.
+    pub output: Output,
     /// Presses the power button.
     pub ged: Arc<Mutex<Ged>>,
 }
@@ -59,9 +62,11 @@ pub fn build(
             .map_err(PlatformError::Interrupt)
     };
 
-    let output = duplicate(&io::stdout()).map_err(PlatformError::Serial)?;
-    let serial =
-        Serial::new(line(serial::COM1_IRQ)?, Box::new(output)).map_err(PlatformError::Serial)?;
+    let output = duplicate(&io::stdout())
+        .and_then(Output::new)
+        .map_err(PlatformError::Serial)?;
+    let serial = Serial::new(line(serial::COM1_IRQ)?, Box::new(output.clone()))
+        .map_err(PlatformError::Serial)?;
     let serial = Arc::new(Mutex::new(serial));
     ports.insert(serial::COM1_PORT, serial::LEN, serial.clone())?;
     let input = duplicate(&io::stdin()).map_err(PlatformError::Serial)?;
@@ -81,10 +86,14 @@ pub fn build(
     let timer = Arc::new(Mutex::new(BootTimer::new(sink.clone())));
     ports.insert(boot_timer::PORT, boot_timer::LEN, timer.clone())?;
     mmio.insert(boot_timer::MMIO_BASE, boot_timer::LEN, timer)?;
-    Ok(Platform { serial_input, ged })
+    Ok(Platform {
+        serial_input,
+        output,
+        ged,
+    })
 }
 
-/// A file of our own for a standard stream: no buffer and no lock between the guest and the descriptor.
+/// A file of our own for a standard stream, without the standard library's buffer and lock.
 fn duplicate(stream: &impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }

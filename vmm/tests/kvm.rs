@@ -38,6 +38,18 @@ fn string_output_reaches_the_serial_port_byte_by_byte() {
 }
 
 #[test]
+fn a_console_that_nobody_reads_does_not_stop_the_guest() {
+    if !have_kvm() {
+        return;
+    }
+    // More than a pipe and the VMM's buffer hold together; the pipe is read when the VMM has ended.
+    let run = run(&Code::new().flood(200_000).print("the end").power_off());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.len() < 200_000);
+    assert!(run.stderr.contains("output is lost"), "{}", run.stderr);
+}
+
+#[test]
 fn power_off_reset_and_triple_fault_are_told_apart() {
     if !have_kvm() {
         return;

@@ -55,7 +55,8 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// A port that writes the guest's output to `output`, each byte as it comes.
+    /// A port that writes the guest's output to `output`, each byte as it comes. `output` must not wait: a vCPU would
+    /// wait with it, and so would everybody else who needs the port.
     pub fn new(interrupt: Arc<dyn Interrupt>, output: Box<dyn Write + Send>) -> io::Result<Self> {
         Ok(Self {
             uart: Uart::new(Line(interrupt), output),

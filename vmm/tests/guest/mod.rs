@@ -50,6 +50,15 @@ impl Code {
             ])
     }
 
+    /// The first `length` bytes of the code itself: mov esi, code; mov ecx, length; mov dx, 0x3f8; cld; rep outsb
+    pub fn flood(self, length: u32) -> Self {
+        self.bytes(&[0xbe])
+            .bytes(&BASE.to_le_bytes())
+            .bytes(&[0xb9])
+            .bytes(&length.to_le_bytes())
+            .bytes(&[0x66, 0xba, 0xf8, 0x03, 0xfc, 0xf3, 0x6e])
+    }
+
     /// mov al, [address]; mov dx, 0x3f8; out dx, al, for each 32-bit word of `length` bytes read as words
     pub fn print_memory(self, address: u32, length: u32) -> Self {
         (address..address + length)
