@@ -8,8 +8,10 @@ use devices::legacy::acpi::{Ged, GedEvent};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::Deserialize;
 
+use crate::events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
+use crate::stats::VcpuStats;
 
 /// Most bytes of one line: the longest action is a tenth of it.
 const MAX_LINE: usize = 512;
@@ -20,6 +22,7 @@ const MAX_LINE: usize = 512;
 enum Action {
     PowerButton,
     Stop,
+    Stats,
 }
 
 /// Reads actions and carries them out.
@@ -30,17 +33,27 @@ pub struct Control {
     skipping: bool,
     ged: Arc<Mutex<Ged>>,
     latch: Arc<ExitLatch>,
+    vcpus: Vec<VcpuStats>,
+    events: Arc<events::Events>,
 }
 
 impl Control {
-    /// Actions come from `socket`, which does not block.
-    pub fn new(socket: UnixStream, ged: Arc<Mutex<Ged>>, latch: Arc<ExitLatch>) -> Self {
+    /// Actions come from `socket`, which does not block; answers go to `events`.
+    pub fn new(
+        socket: UnixStream,
+        ged: Arc<Mutex<Ged>>,
+        latch: Arc<ExitLatch>,
+        vcpus: Vec<VcpuStats>,
+        events: Arc<events::Events>,
+    ) -> Self {
         Self {
             socket,
             line: Vec::new(),
             skipping: false,
             ged,
             latch,
+            vcpus,
+            events,
         }
     }
 
@@ -91,6 +104,10 @@ impl Control {
                 }
             }
             Ok(Action::Stop) => self.latch.set(ExitReason::Stopped),
+            Ok(Action::Stats) => match self.vcpus.iter().map(VcpuStats::read).collect() {
+                Ok(counters) => self.events.stats(counters),
+                Err(error) => log::error!("KVM's counters cannot be read: {error}"),
+            },
             Err(error) => log::warn!("A control line is ignored: {error}"),
         }
     }
@@ -116,6 +133,7 @@ impl MutEventSubscriber for Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::StartTime;
     use devices::bus::MutBusDevice;
     use std::io::Write;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -131,8 +149,12 @@ mod tests {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let ged = Arc::new(Mutex::new(Ged::new(line)));
         let latch = Arc::new(ExitLatch::new().unwrap());
+        let events = Arc::new(events::Events::new(
+            Some(ours.try_clone().unwrap()),
+            StartTime::new(None, None),
+        ));
         World {
-            control: Control::new(ours, ged, latch),
+            control: Control::new(ours, ged, latch, Vec::new(), events),
             parent,
         }
     }
@@ -164,6 +186,16 @@ mod tests {
         world.parent.write_all(b"\"stop\"}\n").unwrap();
         world.control.pump();
         assert_eq!(world.control.latch.reason(), Some(&ExitReason::Stopped));
+    }
+
+    #[test]
+    fn stats_are_answered_with_one_line() {
+        let mut world = world();
+        world.parent.write_all(b"{\"action\":\"stats\"}\n").unwrap();
+        world.control.pump();
+        let mut answer = [0; 64];
+        let length = world.parent.read(&mut answer).unwrap();
+        assert_eq!(&answer[..length], b"{\"event\":\"stats\",\"vcpus\":[]}\n");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::clock::StartTime;
 use crate::exit::ExitReason;
+use crate::stats::Counters;
 
 /// One line to the parent.
 #[derive(Debug, Serialize)]
@@ -15,6 +16,7 @@ use crate::exit::ExitReason;
 enum Event<'a> {
     Running { us: u64 },
     BootTimer { us: u64 },
+    Stats { vcpus: Vec<Counters> },
     Exit { reason: &'a str, message: String },
 }
 
@@ -46,6 +48,11 @@ impl Events {
         let us = self.start.elapsed_us();
         self.send(&Event::BootTimer { us });
         us
+    }
+
+    /// KVM's counters of each vCPU.
+    pub fn stats(&self, vcpus: Vec<Counters>) {
+        self.send(&Event::Stats { vcpus });
     }
 
     /// The guest's run has ended.

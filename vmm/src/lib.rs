@@ -31,6 +31,7 @@ pub mod machine;
 pub mod memory;
 mod output;
 mod platform;
+mod stats;
 mod terminal;
 pub mod vcpu;
 mod virtio;

@@ -25,6 +25,7 @@ use crate::latch::ExitLatch;
 use crate::memory::{self, MemoryError};
 use crate::output::Output;
 use crate::platform::{self, PlatformError};
+use crate::stats::VcpuStats;
 use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
 use crate::virtio::{self, Thread, VirtioError};
 use crate::vm::{Vm, VmError};
@@ -151,7 +152,17 @@ impl Machine {
             }
         }
         if let Some(socket) = control {
-            event_loop.add_subscriber(Box::new(Control::new(socket, platform.ged, latch.clone())));
+            event_loop.add_subscriber(Box::new(Control::new(
+                socket,
+                platform.ged,
+                latch.clone(),
+                // A kernel before 5.14 has none to offer.
+                vcpus
+                    .iter()
+                    .filter_map(|vcpu| VcpuStats::open(vcpu).ok())
+                    .collect(),
+                events.clone(),
+            )));
         }
         let buses = Arc::new(Buses { ports, mmio });
         Ok(Self {
