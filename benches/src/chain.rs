@@ -71,7 +71,7 @@ pub fn boot(image: &Image) -> Result<Vec<Metric>> {
         point("boot.reset_to_kernel_ms", entry).at_most(60.0),
         point("boot.reset_to_host_ms", host),
     ];
-    for guest in ["pocket", "clock", "debian"] {
+    for guest in ["pocket", "web", "debian"] {
         let ready = find(&format!("{TIMING}{guest} ready tsc="))?;
         let metric = point(&format!("boot.reset_to_ready_ms.{guest}"), ready);
         metrics.push(if guest == "pocket" {

@@ -5,11 +5,12 @@
 //! The recipes' texts lie beside the code, in `pocket/` and `debian/`.
 
 pub mod busybox;
-pub mod clock;
+
 pub mod debian;
 pub mod disk;
 pub mod pocket;
 mod tool;
+pub mod web;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use crate::CHORD;
 /// What the host says when the whole machine goes down in order.
 const STOPPED: [&str; 3] = [
     "daruma: pocket: stopped",
-    "daruma: clock: stopped",
+    "daruma: web: stopped",
     "daruma: debian: stopped",
 ];
 
@@ -19,7 +19,7 @@ fn boot(image: &Image, disk: &std::path::Path) -> Result<Qemu> {
         .boot()?;
     machine.console.expect_all(&[
         "daruma: pocket: ready: ",
-        "daruma: clock: ready: ",
+        "daruma: web: ready: ",
         "daruma: debian: ready: ",
     ])?;
     Ok(machine)
@@ -53,7 +53,7 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
 
     // All three are alive at the same time, by the host's own account.
     console.send("list\r")?;
-    console.expect_all(&["pocket", "debian", "clock"])?;
+    console.expect_all(&["pocket", "debian", "web"])?;
 
     // A login works, and Ctrl-C reaches the guest and nothing else.
     view(console, 2)?;
@@ -73,12 +73,12 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     // A VMM that is killed from outside is started again; the others are untouched.
     console.send("shell\r")?;
     console.expect("# ")?;
-    let vmm = "$(ps | grep 'id cloc[k]' | awk '{print $1}')";
+    let vmm = "$(ps | grep 'id we[b]' | awk '{print $1}')";
     console.send(&format!("kill -9 {vmm} && echo killed-$((5+5))\r"))?;
     console.expect("killed-10")?;
     view(console, 0)?;
-    let until_again = console.expect("daruma: clock: starting: again")?;
-    let until_ready = console.expect("daruma: clock: ready: ")?;
+    let until_again = console.expect("daruma: web: starting: again")?;
+    let until_ready = console.expect("daruma: web: ready: ")?;
     ensure!(
         until_again.contains("SIGKILL"),
         "no cause in: {until_again}"

@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),
     ("guest-images", &["firmware-glue"]),
-    ("clock", &[]),
+    ("web", &[]),
     ("host", &["vmm", "firmware-glue"]),
     (
         "tests",

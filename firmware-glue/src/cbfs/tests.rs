@@ -8,7 +8,7 @@ fn region() -> Vec<u8> {
         .add(NewFile::new("daruma/kernel", Kind::RAW, vec![0x5a; 1000]))
         .unwrap();
     writer
-        .add(NewFile::new("guest/clock/initrd", Kind::RAW, vec![7; 64]))
+        .add(NewFile::new("guest/web/initrd", Kind::RAW, vec![7; 64]))
         .unwrap();
     writer
         .set_bootblock(NewFile::bootblock(vec![0x90; 512]))
@@ -111,7 +111,7 @@ fn bad_headers_are_errors_and_the_walk_goes_on() {
         region[field..field + 4].copy_from_slice(&value.to_be_bytes());
         let cbfs = Cbfs::new(&region);
         assert!(cbfs.walk().next().unwrap().is_err(), "{field} = {value}");
-        assert!(cbfs.find("guest/clock/initrd").is_ok(), "{field} = {value}");
+        assert!(cbfs.find("guest/web/initrd").is_ok(), "{field} = {value}");
         assert!(cbfs.metadata_hash().is_err(), "{field} = {value}");
     }
 }

@@ -17,7 +17,7 @@ fn builder() -> RomBuilder {
         .initramfs(vec![3; 20_000])
         .cmdline("console=ttyS0")
         .machine("[machine]\nname = \"default\"\n")
-        .guest_file("clock/initrd", vec![9; 3000])
+        .guest_file("web/initrd", vec![9; 3000])
 }
 
 fn verify(rom: &[u8]) -> Result<(), AnchorError> {
@@ -36,7 +36,7 @@ fn every_part_is_found_and_the_anchor_vouches_for_it() {
     let map = Fmap::find(&rom.bytes).unwrap();
     assert_eq!(map.base(), FOUR_GIB - 2 * ROM_GRANULE as u64);
     let cbfs = Cbfs::new(map.region("COREBOOT").unwrap());
-    for name in [KERNEL, INITRAMFS, CMDLINE, MACHINE, "guest/clock/initrd"] {
+    for name in [KERNEL, INITRAMFS, CMDLINE, MACHINE, "guest/web/initrd"] {
         cbfs.find(name).unwrap().verify().unwrap();
     }
     assert_eq!(cbfs.find(CMDLINE).unwrap().data(), b"console=ttyS0");

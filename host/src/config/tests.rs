@@ -260,7 +260,7 @@ fn the_shipped_machine_is_right() {
                 .as_str()
         })
         .collect();
-    assert_eq!(names, ["pocket", "debian", "clock"]);
+    assert_eq!(names, ["pocket", "debian", "web"]);
 }
 
 proptest! {

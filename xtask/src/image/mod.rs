@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use firmware_glue::initramfs;
 use firmware_glue::rom::{Rom, RomBuilder};
-use guest_images::clock;
+use guest_images::web;
 
 use self::manifest::{Artefact, Manifest};
 use self::product::Product;
@@ -68,7 +68,7 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
     let step = Step::begin("image");
     step.set("compressing");
     let host = host_initramfs(&parts.product)?;
-    let clock = clock_initrd(&parts.product)?;
+    let web = web_initrd(&parts.product)?;
     step.set("assembling daruma.rom");
     let kernel = read(&parts.kernel.bzimage)?;
     let machine = paths.root.join("configs/default.toml");
@@ -81,7 +81,7 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
                 .with_context(|| format!("Could not read {}", machine.display()))?,
         )
         .guest_file("pocket/root.erofs", read(&parts.pocket_root)?)
-        .guest_file("clock/initrd", clock)
+        .guest_file("web/initrd", web)
         .build()?;
     let vmlinux = read(&parts.kernel.vmlinux)?;
     let files: [(&str, &[u8]); 6] = [
@@ -147,10 +147,10 @@ fn host_initramfs(product: &Product) -> Result<Vec<u8>> {
     Ok(builder.build_zstd(COMPRESSION)?)
 }
 
-fn clock_initrd(product: &Product) -> Result<Vec<u8>> {
+fn web_initrd(product: &Product) -> Result<Vec<u8>> {
     let mut builder = initramfs::Builder::new();
-    builder.file(clock::PROGRAM, 0o755, product.clock.clone())?;
-    for folder in clock::MOUNT_POINTS {
+    builder.file(web::PROGRAM, 0o755, product.web.clone())?;
+    for folder in web::MOUNT_POINTS {
         builder.dir(folder, 0o755)?;
     }
     Ok(builder.build_zstd(COMPRESSION)?)

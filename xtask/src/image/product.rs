@@ -25,8 +25,8 @@ const PROFILE: &str = "rom";
 pub struct Product {
     /// Host and VMM in one.
     pub daruma: Vec<u8>,
-    /// The `clock` guest.
-    pub clock: Vec<u8>,
+    /// The `web` guest.
+    pub web: Vec<u8>,
     /// The ROM stage as it lies in flash.
     pub bootblock: Vec<u8>,
 }
@@ -41,13 +41,13 @@ impl Product {
             "--bin",
             "daruma",
             "--package",
-            "clock",
+            "web",
             "--bin",
-            "clock",
+            "web",
         ]);
         run(programs.env(STATIC.0, STATIC.1), paths, &step)?;
         let folder = paths.target.join(TARGET).join(PROFILE);
-        let (daruma, clock) = (read(&folder.join("daruma"))?, read(&folder.join("clock"))?);
+        let (daruma, web) = (read(&folder.join("daruma"))?, read(&folder.join("web"))?);
 
         let mut bootblock = cargo(&["build", "--profile", PROFILE, "--package", "bootblock"]);
         bootblock.args(["--features", "stage", "--bin", "bootblock"]);
@@ -55,14 +55,14 @@ impl Product {
         let elf = read(&paths.target.join(PROFILE).join("bootblock"))?;
         let bootblock = stage::flatten(&elf)?;
         step.done(&format!(
-            "daruma {}, clock {}, ROM stage {}",
+            "daruma {}, web {}, ROM stage {}",
             ui::size(daruma.len() as u64),
-            ui::size(clock.len() as u64),
+            ui::size(web.len() as u64),
             ui::size(bootblock.len() as u64)
         ));
         Ok(Self {
             daruma,
-            clock,
+            web,
             bootblock,
         })
     }

@@ -8,8 +8,10 @@ use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::ptr;
 use std::thread;
+use std::time::Duration;
 
 /// Firecracker's boot-timer port: the VMM notes the time when the guest writes [`BOOT_TIMER_MAGIC`] to it.
 const BOOT_TIMER_PORT: u64 = 0x3f0;
@@ -55,7 +57,7 @@ fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
     }
 }
 
-/// The kernel's console, or nothing if there is none: a clock without a face still answers its button.
+/// The kernel's console, or nothing if there is none: a server without a console still serves.
 pub struct Console(Option<File>);
 
 impl Console {
@@ -78,14 +80,41 @@ pub fn signal_ready() -> io::Result<()> {
     ports.write_all_at(&[BOOT_TIMER_MAGIC], BOOT_TIMER_PORT)
 }
 
-/// CPUs this process may run on, which for PID 1 is every CPU that is online.
-pub fn online_cpus() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+/// What the page tells about this machine.
+pub struct Facts {
+    /// The host name: `hostname=` on the kernel's command line.
+    pub name: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Time since the kernel started.
+    pub uptime: Duration,
+    /// CPUs that are online.
+    pub cpus: usize,
+}
+
+/// Asks the kernel.
+pub fn facts() -> Facts {
+    let kernel = |file: &str| {
+        let text = fs::read_to_string(Path::new("/proc/sys/kernel").join(file));
+        text.unwrap_or_default().trim().to_owned()
+    };
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split('.').next().and_then(|text| text.parse().ok());
+    Facts {
+        // The kernel's word for "no name given".
+        name: Some(kernel("hostname"))
+            .filter(|name| !name.is_empty() && name != "(none)")
+            .unwrap_or_else(|| "web".to_owned()),
+        kernel: kernel("osrelease"),
+        uptime: Duration::from_secs(seconds.unwrap_or(0)),
+        // PID 1 may run on every CPU that is online.
+        cpus: thread::available_parallelism().map_or(1, usize::from),
+    }
 }
 
 /// Powers the machine off. Returns only if the kernel refused, and then tries a restart as the next best.
 pub fn power_off() {
-    Console::open().say("clock: power button pressed, powering off");
+    Console::open().say("web: power button pressed, powering off");
     for command in [
         libc::LINUX_REBOOT_CMD_POWER_OFF,
         libc::LINUX_REBOOT_CMD_RESTART,
