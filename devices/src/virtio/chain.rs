@@ -45,6 +45,11 @@ impl Buffers {
         self.ranges.len() - self.first
     }
 
+    /// What is left, range by range.
+    pub fn ranges(&self) -> &[(GuestAddress, u32)] {
+        &self.ranges[self.first..]
+    }
+
     fn clear(&mut self) {
         self.ranges.clear();
         self.first = 0;

@@ -4,7 +4,7 @@
 //! module and [`chain`](super::chain) do. All errors are the driver's fault and end in "needs reset".
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -108,6 +108,8 @@ pub struct Virtqueue {
     indirect: bool,
     /// The available index when it was last read: entries up to it need no new look.
     available: u16,
+    /// The used index when the driver was last considered for an interrupt.
+    signalled: u16,
     /// One bit for each head the device has taken and not given back.
     in_flight: Box<[u64]>,
 }
@@ -171,6 +173,7 @@ impl Virtqueue {
             interrupt,
             indirect: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
             available: state.next_available,
+            signalled: state.next_used,
             in_flight: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
         })
     }
@@ -209,12 +212,7 @@ impl Virtqueue {
             }
         }
         // Both ring and table were found in guest memory at the start, so no sum wraps.
-        let entry = self.ring.avail_ring() + 4 + 2 * u64::from(next % size);
-        let head: u16 = self
-            .memory
-            .load(GuestAddress(entry), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(QueueError::Memory)?;
+        let head = self.load_available(4 + 2 * u64::from(next % size))?;
         if head >= size {
             return Err(QueueError::HeadOutsideQueue { head, size });
         }
@@ -232,40 +230,64 @@ impl Virtqueue {
     /// Gives the request with this `head` back to the driver, with `written` bytes in its writable
     /// buffers. The driver is not interrupted yet: see [`signal_used`](Self::signal_used).
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.complete_together(&[(head, written)])
+    }
+
+    /// As [`complete`](Self::complete), for several requests, of which the driver sees all or none: a frame that lies in
+    /// several buffers is received as a whole.
+    pub fn complete_together(&mut self, requests: &[(u16, u32)]) -> Result<(), QueueError> {
         let size = self.ring.size();
-        if head >= size {
-            return Err(QueueError::HeadOutsideQueue { head, size });
+        let mut next = self.ring.next_used();
+        for &(head, written) in requests {
+            if head >= size {
+                return Err(QueueError::HeadOutsideQueue { head, size });
+            }
+            let (word, bit) = in_flight_bit(head);
+            self.in_flight[word] &= !bit;
+            // The ring was found in guest memory at the start, so no sum wraps.
+            let entry = self.ring.used_ring() + 4 + 8 * u64::from(next % size);
+            // Two fields of 32 bits, the head first (virtio 1.2 §2.7.8).
+            let element = u64::from(head) | u64::from(written) << 32;
+            self.memory
+                .write_obj(element.to_le(), GuestAddress(entry))
+                .map_err(QueueError::Memory)?;
+            next = next.wrapping_add(1);
         }
-        let (word, bit) = in_flight_bit(head);
-        self.in_flight[word] &= !bit;
-        self.ring
-            .add_used(&*self.memory, head, written)
-            .map_err(QueueError::Ring)
+        self.ring.set_next_used(next);
+        // Release: who sees the index sees the entries and the buffers.
+        let index = GuestAddress(self.ring.used_ring() + 2);
+        self.memory
+            .store(next.to_le(), index, Ordering::Release)
+            .map_err(QueueError::Memory)
     }
 
     /// Interrupts the driver if it asked for it, once for all requests completed since the last call.
     pub fn signal_used(&mut self) -> Result<(), QueueError> {
-        let event = self
-            .ring
-            .needs_notification(&*self.memory)
-            .map_err(QueueError::Ring)?;
-        if event && !self.interrupts_masked()? {
+        let used = self.ring.next_used();
+        let before = std::mem::replace(&mut self.signalled, used);
+        if used == before {
+            return Ok(());
+        }
+        // The index is written before it is read what the driver waits for; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        let wanted = if self.ring.event_idx_enabled() {
+            // Whether the driver's event index lies among those just used (virtio 1.2 §2.7.7.2).
+            let event = self.load_available(4 + 2 * u64::from(self.ring.size()))?;
+            used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before)
+        } else {
+            u32::from(self.load_available(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.signal();
         }
         Ok(())
     }
 
-    /// Without event indices a driver masks interrupts by a flag (virtio 1.2 §2.7.7).
-    fn interrupts_masked(&self) -> Result<bool, QueueError> {
-        if self.ring.event_idx_enabled() {
-            return Ok(false);
-        }
-        let flags = GuestAddress(self.ring.avail_ring());
-        let flags: u16 = self
-            .memory
-            .load(flags, Ordering::Relaxed)
-            .map_err(QueueError::Memory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+    /// Reads the 16 bits at `offset` of the available ring.
+    fn load_available(&self, offset: u64) -> Result<u16, QueueError> {
+        let address = GuestAddress(self.ring.avail_ring() + offset);
+        let value = self.memory.load(address, Ordering::Relaxed);
+        value.map(u16::from_le).map_err(QueueError::Memory)
     }
 
     /// Asks the driver not to ring while the device looks at the queue anyway. A hint: rings may still come.

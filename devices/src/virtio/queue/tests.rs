@@ -193,6 +193,24 @@ fn no_interrupt_without_a_completed_request() {
 }
 
 #[test]
+fn several_requests_are_given_back_at_one_stroke_also_over_the_wrap() {
+    let mut f = Fixture::starting_at(RING_FEATURES, u16::MAX);
+    let mut used = Vec::new();
+    for len in 1..=3 {
+        let buffer = f.ring.buffer(4, true);
+        used.push((f.ring.add(&[buffer]), len));
+        assert!(f.pop().unwrap());
+    }
+    f.queue.complete_together(&used).unwrap();
+    f.queue.signal_used().unwrap();
+    assert_eq!(
+        std::iter::from_fn(|| f.ring.used()).collect::<Vec<_>>(),
+        used
+    );
+    assert!(f.queue.complete_together(&[(SIZE, 0)]).is_err());
+}
+
+#[test]
 fn indices_wrap() {
     let mut f = Fixture::starting_at(RING_FEATURES, u16::MAX - 2);
     for _ in 0..3 * SIZE {
