@@ -2,7 +2,7 @@
 
 use super::error::Problem;
 use super::reader::Document;
-use super::{Entry, Source};
+use super::{Entry, GuestConfig, Source};
 
 /// Each name once.
 pub fn names(document: &Document<'_>, guests: &mut [Entry]) {
@@ -73,4 +73,81 @@ fn same_place(a: &Source, b: &Source) -> bool {
 fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/')
         .filter(|part| !part.is_empty() && *part != ".")
+}
+
+/// Each hardware address and each port of the host once, within a guest as well.
+pub fn networks(document: &Document<'_>, guests: &mut [Entry]) {
+    for later in 0..guests.len() {
+        let (before, rest) = guests.split_at_mut(later);
+        let Some(entry) = rest.first_mut() else {
+            continue;
+        };
+        let Ok(config) = &entry.config else { continue };
+        let others = before.iter().filter_map(|other| {
+            let guest = other.config.as_ref().ok()?;
+            Some((guest, other.line))
+        });
+        let problem = within(config, entry.line).or_else(|| {
+            others
+                .clone()
+                .find_map(|(other, line)| shared_mac(other, line, config))
+                .or_else(|| {
+                    others
+                        .clone()
+                        .find_map(|(other, line)| shared_port(other, line, config))
+                })
+        });
+        if let Some(problem) = problem {
+            entry.config = Err(document.error_at(entry.line, problem));
+        }
+    }
+}
+
+/// Two cards or two ports of one guest.
+fn within(config: &GuestConfig, line: usize) -> Option<Problem> {
+    let mut first = config.clone();
+    let mut second = config.clone();
+    for split in 1..config.nics.len().max(config.publish.len()) {
+        first.nics = config.nics.iter().take(split).copied().collect();
+        second.nics = config.nics.iter().skip(split).copied().collect();
+        first.publish = config.publish.iter().take(split).copied().collect();
+        second.publish = config.publish.iter().skip(split).copied().collect();
+        let problem = shared_mac(&first, line, &second);
+        if let Some(problem) = problem.or_else(|| shared_port(&first, line, &second)) {
+            return Some(problem);
+        }
+    }
+    None
+}
+
+fn shared_mac(first: &GuestConfig, line: usize, second: &GuestConfig) -> Option<Problem> {
+    let mac = second.nics.iter().find_map(|nic| {
+        let mac = nic.mac?;
+        first
+            .nics
+            .iter()
+            .any(|other| other.mac == Some(mac))
+            .then_some(mac)
+    })?;
+    Some(Problem::SharedMac {
+        mac,
+        guest: second.name.clone(),
+        other: first.name.clone(),
+        other_line: line,
+    })
+}
+
+fn shared_port(first: &GuestConfig, line: usize, second: &GuestConfig) -> Option<Problem> {
+    let port = second.publish.iter().find(|port| {
+        let same =
+            |other: &&super::Publish| (other.protocol, other.port) == (port.protocol, port.port);
+        first.publish.iter().any(|other| same(&other))
+    })?;
+    Some(Problem::SharedPort {
+        protocol: port.protocol,
+        port: port.port,
+        guest: second.name.clone(),
+        other: first.name.clone(),
+        other_line: line,
+    })
 }

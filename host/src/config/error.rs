@@ -2,6 +2,9 @@
 
 use thiserror::Error;
 
+use super::Protocol;
+use crate::address::Mac;
+
 /// A mistake in a machine file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{file} line {line}: {problem}")]
@@ -93,6 +96,38 @@ pub enum Problem {
         /// The guest that is refused.
         guest: String,
         /// The guest that keeps the disk.
+        other: String,
+        /// Its line.
+        other_line: usize,
+    },
+    /// One hardware address for two cards.
+    #[error(
+        "hardware address {mac} of guest '{guest}' is already used by guest '{other}' (line {other_line}); \
+         give each its own"
+    )]
+    SharedMac {
+        /// The address.
+        mac: Mac,
+        /// The guest that is refused.
+        guest: String,
+        /// The guest that keeps the address.
+        other: String,
+        /// Its line.
+        other_line: usize,
+    },
+    /// One port of the host for two guests.
+    #[error(
+        "{protocol} port {port} of guest '{guest}' is already published for guest '{other}' (line {other_line}); \
+         choose another"
+    )]
+    SharedPort {
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// Port of the host.
+        port: u16,
+        /// The guest that is refused.
+        guest: String,
+        /// The guest that keeps the port.
         other: String,
         /// Its line.
         other_line: usize,

@@ -7,7 +7,9 @@ use toml::de::DeTable;
 
 use super::error::{ConfigError, Problem, nearest};
 use super::reader::{Document, Located, Section};
-use super::{Disk, Entry, GuestConfig, Limits, MAX_VCPUS, Ready, Restart, Source};
+use super::{
+    Disk, Entry, GuestConfig, Limits, MAX_VCPUS, Ready, Restart, Source, Transport, network,
+};
 
 const KEYS: &[&str] = &[
     "name",
@@ -21,6 +23,10 @@ const KEYS: &[&str] = &[
     "restart",
     "stop-timeout",
     "disk",
+    "network",
+    "net",
+    "publish",
+    "transport",
 ];
 
 /// The kernel's COMMAND_LINE_SIZE on x86 is 2048 with the closing NUL; the VMM appends its devices to ours.
@@ -90,6 +96,7 @@ fn read_guest(
             "name a bzImage or ELF, e.g. \"flash:daruma/kernel\"",
         ));
     };
+    let nics = network::read_nics(section, &name)?;
     Ok(GuestConfig {
         autostart: section.boolean("autostart")?.unwrap_or(true),
         vcpus: read_vcpus(section)?,
@@ -101,6 +108,9 @@ fn read_guest(
         restart: read_restart(section)?,
         stop_timeout: read_stop_timeout(section)?,
         disks: read_disks(section, &name)?,
+        publish: network::read_published(section, &name, &nics)?,
+        nics,
+        transport: read_transport(section)?,
         name,
     })
 }
@@ -251,6 +261,20 @@ fn read_restart(section: &Section<'_, '_>) -> Result<Restart, ConfigError> {
                 .unwrap_or_default();
             let reason = format!("{meant}(one of always, on-failure, never)");
             Err(section.bad_value("restart", word.span, format!("{other:?}"), reason))
+        }
+    }
+}
+
+fn read_transport(section: &Section<'_, '_>) -> Result<Transport, ConfigError> {
+    let Some(word) = section.string("transport")? else {
+        return Ok(Transport::Pci);
+    };
+    match word.value.as_str() {
+        "pci" => Ok(Transport::Pci),
+        "mmio" => Ok(Transport::Mmio),
+        other => {
+            let value = format!("{other:?}");
+            Err(section.bad_value("transport", word.span, value, "write \"pci\" or \"mmio\""))
         }
     }
 }

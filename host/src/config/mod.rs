@@ -7,6 +7,7 @@
 mod check;
 mod error;
 mod guest;
+mod network;
 mod reader;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 pub use error::{ConfigError, Problem, nearest};
+pub use network::{HostAddress, Mode, NetworkConfig, Nic, Protocol, Publish};
 use reader::{Document, Section};
 
 /// Most vCPUs a guest may have.
@@ -32,6 +34,8 @@ pub struct Limits {
 pub struct Machine {
     /// `name` in `[machine]`, `daruma` without it.
     pub name: String,
+    /// The machine's network; `None` where a mistake in `[network]`, told in `remarks`, leaves the guests without one.
+    pub network: Option<NetworkConfig>,
     /// The guests, right or wrong, in the order of the file.
     pub guests: Vec<Entry>,
     /// Mistakes that belong to no guest and stop none, such as an unknown section.
@@ -74,6 +78,21 @@ pub struct GuestConfig {
     pub stop_timeout: Duration,
     /// Disks, the first is `/dev/vda`.
     pub disks: Vec<Disk>,
+    /// Network cards.
+    pub nics: Vec<Nic>,
+    /// Ports of the host that lead to the first card.
+    pub publish: Vec<Publish>,
+    /// How the guest finds its devices.
+    pub transport: Transport,
+}
+
+/// How a guest finds its virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// On a PCI bus, as any kernel does.
+    Pci,
+    /// In ACPI and on the kernel's command line.
+    Mmio,
 }
 
 /// A disk of a guest.
@@ -155,7 +174,7 @@ impl Machine {
         let root = Section::new(&document, root.get_ref(), root.span(), "the machine file");
 
         let mut remarks = Vec::new();
-        if let Err(error) = root.refuse_unknown(&["machine", "guest"]) {
+        if let Err(error) = root.refuse_unknown(&["machine", "network", "guest"]) {
             remarks.push(error);
         }
         let name = match root.table("machine", "[machine]")? {
@@ -167,6 +186,12 @@ impl Machine {
                     .map_or_else(|| "daruma".to_owned(), |name| name.value)
             }
         };
+        let network = match root.table("network", "[network]") {
+            Ok(None) => Ok(NetworkConfig::default()),
+            Ok(Some(section)) => network::read_network(&section),
+            Err(error) => Err(error),
+        };
+        let network = network.map_err(|error| remarks.push(error)).ok();
         let mut guests = Vec::new();
         for (index, value) in root.array("guest")?.iter().enumerate() {
             let line = document.line(value.span());
@@ -195,8 +220,10 @@ impl Machine {
         }
         check::names(&document, &mut guests);
         check::disks(&document, &mut guests);
+        check::networks(&document, &mut guests);
         Ok(Self {
             name,
+            network,
             guests,
             remarks,
         })
@@ -214,5 +241,7 @@ pub fn host_memory_mib() -> Option<u64> {
     Some(kib / 1024)
 }
 
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod tests;

@@ -235,6 +235,25 @@ impl<'d, 't> Section<'d, 't> {
         Ok(sections)
     }
 
+    /// The strings of a list; none without the key.
+    pub fn strings(&self, key: &str) -> Result<Vec<Located<String>>, ConfigError> {
+        const EXPECTED: &str = "a list of strings";
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let DeValue::Array(array) = value.get_ref() else {
+            return Err(self.wrong_type(key, value, EXPECTED));
+        };
+        let read = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+            DeValue::String(text) => Ok(Located {
+                value: text.to_string(),
+                span: item.span(),
+            }),
+            _ => Err(self.wrong_type(key, item, EXPECTED)),
+        };
+        array.iter().map(read).collect()
+    }
+
     pub fn document(&self) -> &'d Document<'t> {
         self.document
     }
