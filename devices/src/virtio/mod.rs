@@ -9,7 +9,6 @@ pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
-pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod state;
