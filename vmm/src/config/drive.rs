@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{ConfigError, RateLimiterConfig};
+use devices::virtio::block::engine::Preference;
+
+use super::{ConfigError, RateLimiterConfig, VcpuCount};
 
 /// Name of a drive within its guest: letters, digits and `_`, at most 64 (Firecracker's rule).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +39,42 @@ impl fmt::Display for DriveId {
     }
 }
 
-/// One raw disk image.
+/// Number of queues of a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriveQueues(u16);
+
+impl DriveQueues {
+    /// Fewest queues.
+    pub const MIN: i64 = 1;
+    /// Most queues: what guests with many vCPUs are given.
+    pub const MAX: i64 = 16;
+
+    /// Checks the number.
+    pub fn new(value: i64) -> Result<Self, ConfigError> {
+        match u16::try_from(value) {
+            Ok(queues) if (Self::MIN..=Self::MAX).contains(&value) => Ok(Self(queues)),
+            _ => Err(ConfigError::OutOfRange {
+                field: "drives.queues",
+                value,
+                min: Self::MIN,
+                max: Self::MAX,
+                unit: "queues",
+            }),
+        }
+    }
+
+    /// One for each of `vcpus`, as far as that helps: one thread serves them all.
+    pub fn for_vcpus(vcpus: VcpuCount) -> Self {
+        Self(u16::from(vcpus.get()).min(4))
+    }
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// One disk image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveConfig {
     /// Its name.
@@ -52,11 +89,28 @@ pub struct DriveConfig {
     pub partuuid: Option<String>,
     /// How much the guest may read and write in a time.
     pub rate_limiter: RateLimiterConfig,
+    /// How its bytes are moved; what the host cannot do is done otherwise.
+    pub engine: Preference,
+    /// Number of queues; `None` is what suits the vCPUs.
+    pub queues: Option<DriveQueues>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queues_are_1_to_16() {
+        for value in [0, 17, -1, 1 << 16 | 1] {
+            let text = DriveQueues::new(value).unwrap_err().to_string();
+            let expected = format!("drives.queues is {value}, permitted are 1 to 16 queues");
+            assert_eq!(text, expected);
+        }
+        assert_eq!(DriveQueues::new(16).unwrap().get(), 16);
+        let vcpus = |count| VcpuCount::new("vcpu_count", count).unwrap();
+        assert_eq!(DriveQueues::for_vcpus(vcpus(1)).get(), 1);
+        assert_eq!(DriveQueues::for_vcpus(vcpus(32)).get(), 4);
+    }
 
     #[test]
     fn names_follow_the_rule() {

@@ -11,7 +11,7 @@ mod limits;
 mod rate_limiter;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
-pub use drive::{DriveConfig, DriveId};
+pub use drive::{DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};

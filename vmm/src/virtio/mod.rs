@@ -41,6 +41,12 @@ pub enum VirtioError {
         #[source]
         source: RawFileError,
     },
+    #[error("Cannot make the events of drive \"{id}\"")]
+    DriveEvents {
+        id: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
@@ -101,7 +107,7 @@ impl Made {
 pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
     let mut devices = Vec::new();
     for drive in &config.drives {
-        devices.push(Made::new(block::make(drive)?, Thread::Own));
+        devices.push(Made::new(block::make(drive, config.vcpus)?, Thread::Own));
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);

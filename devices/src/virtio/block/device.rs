@@ -1,130 +1,426 @@
-//! The block device: requests from a queue, one after the other, to a [`Backend`].
+//! The block device: requests from its queues to a [`Backend`], and back when they are done.
 
 use std::io;
 
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-};
+use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::SECTOR_SIZE;
-use super::backend::Backend;
-use super::request::{Operation, Request, SERIAL_LEN, Status};
+use super::backend::{Action, Backend, Job, Start};
+use super::config::{self, QUEUE_SIZE};
+use super::control::{BlockControl, Command, Mailbox};
+use super::engine::{Engine, MAX_IN_FLIGHT};
+use super::request::{Operation, Request, Rules, SERIAL_LEN, Status};
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
-use crate::virtio::device::{DeviceTraits, Progress, VirtioDevice};
+use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
 
-const QUEUE_SIZE: u16 = 256;
-/// Data buffers of one request: header and status need a descriptor each.
-const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Most data bytes of one request. Drivers ask for a few MiB at most; a request that names the same pages over and over
-/// could be as long as the disk and keep the thread for minutes.
-const MAX_REQUEST_BYTES: u32 = 64 << 20;
-/// `struct virtio_blk_config` up to and including `blk_size` (§5.2.4).
-const CONFIG_LEN: usize = 24;
+/// Most data bytes moved in one call, where the disk is not asynchronous: the device has other queues, and its state is
+/// locked as long.
+const TURN_BYTES: u64 = 16 << 20;
+
+/// How a disk is presented and worked on.
+pub struct Options {
+    /// How the guest tells it from others (`/dev/disk/by-id`): the first 20 bytes count.
+    pub serial: String,
+    /// Number of queues, 1 to 16.
+    pub queues: u16,
+    /// How much the guest may move in a time; the limiter's buckets count data bytes and requests.
+    pub limiter: Option<RateLimiter>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            serial: String::new(),
+            queues: 1,
+            limiter: None,
+        }
+    }
+}
 
 /// A disk.
 pub struct Block {
-    queue: Option<Virtqueue>,
+    queues: Vec<Option<Running>>,
     chain: Chain,
     disk: Disk,
+    mailbox: Mailbox,
+    sources: Vec<(Source, Wake)>,
+    traits: DeviceTraits,
+    config_changed: bool,
 }
 
-/// What serves the requests, apart from the queue they come by.
+/// A queue the driver has started.
+struct Running {
+    queue: Virtqueue,
+    /// Requests of it that the engine has.
+    in_flight: u16,
+    /// Some were given back, and the driver does not know yet.
+    completed: bool,
+    /// There may be more in it, which could not be taken: too many in flight, or the limiter is closed. The driver will
+    /// not ring for them.
+    waiting: bool,
+}
+
+/// What serves the requests, apart from the queues they come by.
 struct Disk {
     backend: Box<dyn Backend>,
+    engine: Engine,
     serial: [u8; SERIAL_LEN],
-    /// The driver knows no flush: what it has written must be durable when it is told so (§5.2.6.2).
-    write_through: bool,
+    features: u64,
+    limiter: Option<RateLimiter>,
+    /// By token; those in `free` mean nothing.
+    requests: Vec<Pending>,
+    free: Vec<u16>,
+    /// Something that the driver was told is written may not be: a flush has failed. Another one that succeeds proves
+    /// nothing, because the host reports such an error once. Stays until the driver starts anew and reads what is there.
+    lost: bool,
     failures: Throttle,
 }
 
+/// What a request needs for its end.
+#[derive(Clone, Copy)]
+struct Pending {
+    queue: u16,
+    head: u16,
+    operation: Operation,
+    status: GuestAddress,
+    /// Bytes of data the driver has room for.
+    room: u32,
+}
+
+/// What a source of the device's is for.
+#[derive(Clone, Copy)]
+enum Wake {
+    Engine,
+    Mailbox,
+    Limiter,
+}
+
 impl Block {
-    /// A disk with the contents of `backend`. `serial` is how the guest tells it from others
-    /// (`/dev/disk/by-id`): its first 20 bytes count.
-    pub fn new(backend: Box<dyn Backend>, serial: &str) -> Self {
-        let mut id = [0; SERIAL_LEN];
-        for (to, from) in id.iter_mut().zip(serial.bytes()) {
+    /// A disk with the contents of `backend`, moved by `engine`.
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        mut engine: Engine,
+        options: Options,
+    ) -> io::Result<Self> {
+        backend.attach(&mut engine)?;
+        let queues = options.queues.clamp(1, 16);
+        let mut serial = [0; SERIAL_LEN];
+        for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
             *to = from;
         }
-        let disk = Disk {
-            backend,
-            serial: id,
-            write_through: true,
-            failures: Throttle::default(),
+        let mailbox = Mailbox::new()?;
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let source = |fd, events, wake| (Source { fd, events }, wake);
+        let mut sources = vec![source(mailbox.descriptor(), edge, Wake::Mailbox)];
+        // Ready as long as there is something to reap, so nothing is missed and nothing needs to be read.
+        sources.extend(
+            engine
+                .descriptor()
+                .map(|fd| source(fd, EventSet::IN, Wake::Engine)),
+        );
+        sources.extend(
+            options
+                .limiter
+                .iter()
+                .map(|limiter| (limiter.source(), Wake::Limiter)),
+        );
+        let traits = DeviceTraits {
+            device_id: VIRTIO_ID_BLOCK,
+            features: config::features(&*backend, queues),
+            queue_sizes: vec![QUEUE_SIZE; queues.into()],
+            config_len: config::LEN as u64,
         };
-        Self {
-            queue: None,
+        let nothing = Pending {
+            queue: 0,
+            head: 0,
+            operation: Operation::GetId,
+            status: GuestAddress(0),
+            room: 0,
+        };
+        Ok(Self {
+            queues: (0..queues).map(|_| None).collect(),
             chain: Chain::new(),
-            disk,
+            disk: Disk {
+                backend,
+                engine,
+                serial,
+                features: 0,
+                limiter: options.limiter,
+                requests: vec![nothing; MAX_IN_FLIGHT.into()],
+                free: (0..MAX_IN_FLIGHT).collect(),
+                lost: false,
+                failures: Throttle::default(),
+            },
+            mailbox,
+            sources,
+            traits,
+            config_changed: false,
+        })
+    }
+
+    /// What changes the disk while the guest has it.
+    pub fn control(&self) -> BlockControl {
+        BlockControl {
+            mailbox: self.mailbox.clone(),
+            read_only: self.disk.backend.read_only(),
         }
     }
 
-    fn config(&self) -> [u8; CONFIG_LEN] {
-        let mut config = [0; CONFIG_LEN];
-        config[0..8].copy_from_slice(&(self.disk.backend.len() / SECTOR_SIZE).to_le_bytes());
-        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        // `blk_size` fits its 32 bits, being 512.
-        config[20..24].copy_from_slice(&SECTOR_SIZE.to_le_bytes()[..4]);
-        config
+    /// Takes requests from queue `index` and starts them, as many as one call may.
+    fn take_requests(&mut self, index: u16) -> Result<Progress, QueueError> {
+        let Self {
+            queues,
+            chain,
+            disk,
+            ..
+        } = self;
+        let Some(running) = queues.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return Ok(Progress::Idle);
+        };
+        let memory = running.queue.memory().clone();
+        let mut budget = running.queue.size();
+        let mut bytes = 0;
+        running.waiting = false;
+        running.queue.pause_notifications()?;
+        loop {
+            if budget == 0 || bytes >= TURN_BYTES {
+                return Ok(Progress::More);
+            }
+            if !disk.has_room() {
+                running.waiting = true;
+                return Ok(Progress::Idle);
+            }
+            if running.queue.pop(chain)? {
+                budget -= 1;
+                let data = chain.readable.len().max(chain.writable.len());
+                bytes += u64::from(data);
+                match disk.start(index, &memory, chain)? {
+                    Some((pending, result)) => running.finish(&memory, &pending, result)?,
+                    None => running.in_flight += 1,
+                }
+            } else if !running.queue.resume_notifications()? {
+                return Ok(Progress::Idle);
+            }
+        }
+    }
+
+    /// Gives back what has ended.
+    fn take_completions(&mut self) -> Result<(), QueueError> {
+        let Self { queues, disk, .. } = self;
+        while let Some((token, result)) = disk.engine.reap() {
+            let Some(pending) = disk.release(token) else {
+                continue;
+            };
+            let result = disk.judge(&pending, result);
+            // A queue runs as long as something of it is in flight.
+            if let Some(Some(running)) = queues.get_mut(usize::from(pending.queue)) {
+                running.in_flight -= 1;
+                let memory = running.queue.memory().clone();
+                running.finish(&memory, &pending, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the queues that had to wait, as far as they need not any more.
+    fn take_waiting(&mut self) -> Result<(), QueueError> {
+        for index in 0..self.queues.len() {
+            if let Some(Some(Running { waiting: true, .. })) = self.queues.get(index) {
+                let index = u16::try_from(index).unwrap_or(u16::MAX);
+                let progress = self.take_requests(index)?;
+                if let Some(Some(running)) = self.queues.get_mut(usize::from(index)) {
+                    running.waiting |= progress == Progress::More;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a queue waits that need not: nobody else will wake us for it.
+    fn is_left_over(&mut self) -> Progress {
+        let waiting = self.queues.iter().flatten().any(|running| running.waiting);
+        if waiting && self.disk.has_room() {
+            Progress::More
+        } else {
+            Progress::Idle
+        }
+    }
+
+    /// Submits what was started, gives back what has ended already, and tells the driver: once for all.
+    fn settle_turn(&mut self) -> Result<(), QueueError> {
+        self.disk.engine.submit();
+        self.take_completions()?;
+        for running in self.queues.iter_mut().flatten() {
+            if std::mem::take(&mut running.completed) {
+                running.queue.signal_used()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for everything in flight and gives it back.
+    fn drain(&mut self) {
+        let in_flight = |running: &Running| running.in_flight > 0;
+        while self.queues.iter().flatten().any(in_flight) && self.disk.engine.is_busy() {
+            if let Err(error) = self.disk.engine.wait() {
+                log::error!("The end of a disk's requests cannot be waited for: {error}");
+                return;
+            }
+            // A queue that its driver has broken does not keep the others from theirs.
+            if let Err(error) = self.take_completions() {
+                self.disk.failures.warn(error);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), QueueError> {
+        self.drain();
+        let changed = match command {
+            Command::Replace(mut backend) => {
+                self.disk.settle();
+                let attached = backend.attach(&mut self.disk.engine);
+                attached.map(|()| {
+                    self.disk.backend = backend;
+                    self.disk.lost = false;
+                })
+            }
+            Command::Refresh => self.disk.backend.refresh(),
+        };
+        match changed {
+            Ok(()) => self.config_changed = true,
+            Err(error) => log::error!("Disk stays as it is, it cannot be changed: {error}"),
+        }
+        self.settle_turn()
     }
 }
 
-impl Disk {
-    /// Does what the request in `chain` asks and returns how many bytes of its buffers are filled.
-    fn serve(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<u32, QueueError> {
-        let (len, read_only) = (self.backend.len(), self.backend.read_only());
-        let request = Request::parse(memory, chain, len, read_only)?;
-        let room = chain.writable.len();
-        let (status, filled) = match request.operation {
-            Ok(operation) => match self.run(operation, memory, chain)? {
-                Ok(filled) => (Status::Ok, filled),
-                Err(error) => {
-                    let what = format_args!("Disk failed on {operation:?}: {error}");
-                    self.failures.warn(what);
-                    (Status::IoError, 0)
-                }
-            },
-            Err(status) => (status, 0),
-        };
+impl Running {
+    /// Gives the request of `pending` back to the driver.
+    fn finish(
+        &mut self,
+        memory: &GuestMemory,
+        pending: &Pending,
+        (status, filled): (Status, u32),
+    ) -> Result<(), QueueError> {
         memory
-            .write_obj(status.code(), request.status)
+            .write_obj(status.code(), pending.status)
             .map_err(QueueError::Memory)?;
         // The driver is told how many bytes are filled from the front on (§2.7.8.2). The status byte
         // is the last, so it counts only where all before it do.
-        Ok(filled + u32::from(filled == room))
+        let written = filled + u32::from(filled == pending.room);
+        self.queue.complete(pending.head, written)?;
+        self.completed = true;
+        Ok(())
+    }
+}
+
+/// A request that has ended: how, and how many bytes of its buffers are filled.
+type Ended = (Pending, (Status, u32));
+
+impl Disk {
+    /// Another request can be taken.
+    fn has_room(&mut self) -> bool {
+        !self.free.is_empty() && self.limiter.as_mut().is_none_or(RateLimiter::is_open)
     }
 
-    /// Runs `operation` on the data buffers of `chain` and returns how many bytes of them it filled.
-    fn run(
+    /// Starts what the request in `chain` asks. `None` where it goes on.
+    fn start(
         &mut self,
-        operation: Operation,
+        queue: u16,
         memory: &GuestMemory,
         chain: &mut Chain,
-    ) -> Result<io::Result<u32>, QueueError> {
-        if chain.readable.len().max(chain.writable.len()) > MAX_REQUEST_BYTES {
-            return Ok(Err(io::ErrorKind::InvalidInput.into()));
+    ) -> Result<Option<Ended>, QueueError> {
+        let rules = Rules {
+            disk_len: self.backend.len(),
+            read_only: self.backend.read_only(),
+            features: self.features,
+        };
+        let request = Request::parse(memory, chain, &rules)?;
+        if let Some(limiter) = &mut self.limiter {
+            let bytes = chain.readable.len().max(chain.writable.len());
+            limiter.charge(bytes.into());
         }
-        Ok(match operation {
-            Operation::Read { offset } => {
-                let buffers = chain.writable.slices(memory)?;
-                let read = self.backend.read_at(offset, &buffers);
-                read.map(|()| chain.writable.len())
+        let operation = request.operation;
+        let pending = Pending {
+            queue,
+            head: chain.head(),
+            operation: operation.unwrap_or(Operation::GetId),
+            status: request.status,
+            room: chain.writable.len(),
+        };
+        let (action, offset, len) = match operation {
+            Err(status) => return Ok(Some((pending, (status, 0)))),
+            Ok(Operation::GetId) => {
+                let filled = self.get_id(memory, chain)?;
+                return Ok(Some((pending, (Status::Ok, filled))));
             }
-            Operation::Write { offset } => {
-                let buffers = chain.readable.slices(memory)?;
-                let written = match self.backend.write_at(offset, &buffers) {
-                    Ok(()) if self.write_through => self.backend.flush(),
-                    written => written,
-                };
-                written.map(|()| 0)
+            Ok(Operation::Disk {
+                action: Action::Flush,
+                ..
+            }) if self.lost => {
+                return Ok(Some((pending, (Status::IoError, 0))));
             }
-            Operation::Flush => self.backend.flush().map(|()| 0),
-            Operation::GetId => Ok(self.get_id(memory, chain)?),
-        })
+            Ok(Operation::Disk {
+                action,
+                offset,
+                len,
+            }) => (action, offset, len),
+        };
+        let buffers = match action {
+            Action::Read => &chain.writable,
+            _ => &chain.readable,
+        };
+        let job = Job {
+            action,
+            offset,
+            len,
+            buffers,
+        };
+        let Some(token) = self.free.pop() else {
+            return Ok(Some((pending, (Status::IoError, 0))));
+        };
+        match self.backend.start(&mut self.engine, token, &job) {
+            Start::InFlight => {
+                if let Some(slot) = self.requests.get_mut(usize::from(token)) {
+                    *slot = pending;
+                }
+                Ok(None)
+            }
+            Start::Done(result) => {
+                self.free.push(token);
+                Ok(Some((pending, self.judge(&pending, result))))
+            }
+        }
+    }
+
+    /// What the driver is told of a result.
+    fn judge(&mut self, pending: &Pending, result: io::Result<()>) -> (Status, u32) {
+        let Operation::Disk { action, .. } = pending.operation else {
+            return (Status::IoError, 0);
+        };
+        match result {
+            Ok(()) if action == Action::Read => (Status::Ok, pending.room),
+            Ok(()) => (Status::Ok, 0),
+            Err(error) => {
+                self.lost |= action == Action::Flush;
+                let what = pending.operation;
+                self.failures
+                    .warn(format_args!("Disk failed on {what:?}: {error}"));
+                (Status::IoError, 0)
+            }
+        }
+    }
+
+    /// Takes back the token of a request that has ended.
+    fn release(&mut self, token: u16) -> Option<Pending> {
+        let pending = self.requests.get(usize::from(token)).copied();
+        self.free.push(token);
+        pending
     }
 
     /// Gives as much of the serial number as there is room for.
@@ -136,50 +432,100 @@ impl Disk {
         }
         Ok(filled)
     }
+
+    /// Writes back what the disk itself caches.
+    fn settle(&mut self) {
+        if let Err(error) = self.backend.settle() {
+            self.lost = true;
+            log::error!("Disk cannot be written back, it is probably damaged: {error}");
+        }
+    }
 }
 
 impl VirtioDevice for Block {
     fn traits(&self) -> DeviceTraits {
-        let read_only = u64::from(self.disk.backend.read_only()) << VIRTIO_BLK_F_RO;
-        DeviceTraits {
-            device_id: VIRTIO_ID_BLOCK,
-            features: 1 << VIRTIO_BLK_F_FLUSH
-                | 1 << VIRTIO_BLK_F_SEG_MAX
-                | 1 << VIRTIO_BLK_F_BLK_SIZE
-                | read_only,
-            queue_sizes: vec![QUEUE_SIZE],
-            config_len: CONFIG_LEN as u64,
-        }
+        self.traits.clone()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+        let space = config::space(&*self.disk.backend, queues);
         let from = usize::try_from(offset)
             .unwrap_or(usize::MAX)
-            .min(CONFIG_LEN);
-        for (to, byte) in data.iter_mut().zip(&self.config()[from..]) {
+            .min(space.len());
+        for (to, byte) in data.iter_mut().zip(&space[from..]) {
             *to = *byte;
         }
     }
 
-    fn start_queue(&mut self, _index: u16, queue: Virtqueue, features: u64) {
-        self.disk.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        self.queue = Some(queue);
+    fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {
+        if self.queues.iter().all(Option::is_none) {
+            self.disk.engine.attach_memory(queue.memory().clone());
+        }
+        self.disk.features = features;
+        if let Some(slot) = self.queues.get_mut(usize::from(index)) {
+            *slot = Some(Running {
+                queue,
+                in_flight: 0,
+                completed: false,
+                waiting: false,
+            });
+        }
     }
 
-    fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
-        self.queue.take().map(|queue| queue.state())
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        self.queues.get(usize::from(index))?.as_ref()?;
+        self.drain();
+        let mut running = self.queues.get_mut(usize::from(index))?.take()?;
+        if running.completed
+            && let Err(error) = running.queue.signal_used()
+        {
+            self.disk
+                .failures
+                .warn(format_args!("Disk cannot tell its driver: {error}"));
+        }
+        if self.queues.iter().all(Option::is_none) {
+            self.disk.settle();
+        }
+        Some(running.queue.state())
     }
 
-    fn process(&mut self, _index: u16) -> Result<Progress, QueueError> {
-        let Self { queue, chain, disk } = self;
-        let Some(queue) = queue else {
-            return Ok(Progress::Idle);
-        };
-        queue.serve(chain, |memory, chain| disk.serve(memory, chain))
+    fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
+        let progress = self.take_requests(index)?;
+        self.take_waiting()?;
+        self.settle_turn()?;
+        match progress {
+            Progress::Idle => Ok(self.is_left_over()),
+            Progress::More => Ok(Progress::More),
+        }
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        self.sources.iter().map(|(source, _)| *source).collect()
+    }
+
+    fn wake(&mut self, index: usize) -> Result<Progress, QueueError> {
+        match self.sources.get(index) {
+            Some((_, Wake::Mailbox)) => {
+                if let Some(command) = self.mailbox.take() {
+                    self.obey(command)?;
+                }
+            }
+            Some((_, Wake::Engine)) => self.take_completions()?,
+            Some((_, Wake::Limiter)) | None => {}
+        }
+        self.take_waiting()?;
+        self.settle_turn()?;
+        Ok(self.is_left_over())
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
     }
 
     fn reset(&mut self) {
-        self.disk.write_through = true;
+        self.disk.features = 0;
+        self.disk.lost = false;
     }
 }
 

@@ -1,13 +1,27 @@
-//! The block device (virtio 1.2 §5.2), in three parts: [`request`] reads what the driver wants,
-//! [`backend`] says what a disk is to us, [`device`] runs one over the other.
+//! The block device (virtio 1.2 §5.2). Who does what with a request:
+//!
+//! ```text
+//!   queue ──► request: what does the driver want?     refused ──────────────┐
+//!               │ checked                                                   ▼
+//!               ▼                                                        device: status byte, used ring,
+//!             backend: raw_file, qcow2: which bytes of which file? ─done──► one interrupt for the batch
+//!               │                                                           ▲
+//!               ▼                                                           │
+//!             engine: at once where nothing waits, else by io_uring ──reap──┘
+//! ```
 
 pub mod backend;
+mod config;
+pub mod control;
 pub mod device;
+pub mod engine;
 pub mod raw_file;
 pub mod request;
 
 pub use backend::Backend;
-pub use device::Block;
+pub use control::BlockControl;
+pub use device::{Block, Options};
+pub use engine::Engine;
 pub use raw_file::RawFile;
 
 /// Bytes of a sector, the unit of all addresses and lengths (virtio 1.2 §5.2.4), whatever the disk's.

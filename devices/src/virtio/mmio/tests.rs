@@ -6,7 +6,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::*;
-use crate::virtio::block::{Block, RawFile};
+use crate::virtio::block::engine::Preference;
+use crate::virtio::block::{Block, Engine, Options, RawFile};
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::rng::Rng;
 use crate::virtio::state::{DRIVER_OK, NEEDS_RESET};
@@ -15,7 +16,9 @@ use crate::virtio::testing::{TestGuest, Transport};
 fn disk() -> Block {
     let file = tempfile::tempfile().unwrap();
     file.set_len(8 * 512).unwrap();
-    Block::new(Box::new(RawFile::new(file, false).unwrap()), "test")
+    let disk = Box::new(RawFile::new(file, false).unwrap());
+    let engine = Engine::new(Preference::Synchronous);
+    Block::new(disk, engine, Options::default()).unwrap()
 }
 
 fn read(guest: &TestGuest, offset: u64) -> u32 {

@@ -14,7 +14,9 @@ use event_manager::{EventManager, SubscriberOps};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use ring::{BUFFERS, Buffer, GuestRing, INDIRECT, NEXT, RING_STRIDE, RINGS, WRITE};
+pub use ring::{
+    BUFFER_STRIDE, BUFFERS, Buffer, GuestRing, INDIRECT, NEXT, RING_STRIDE, RINGS, WRITE,
+};
 
 use super::device::VirtioDevice;
 use super::interrupt::VirtioInterrupt;

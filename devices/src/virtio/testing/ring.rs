@@ -9,8 +9,10 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::memory::GuestMemory;
 use crate::virtio::queue::QueueRegisters;
 
-/// Where buffers are allocated from.
+/// Where buffers of queue 0 are allocated from; those of queue `n` lie `n` times [`BUFFER_STRIDE`] above.
 pub const BUFFERS: u64 = 0x2_0000;
+/// Bytes between the buffers of two queues.
+pub const BUFFER_STRIDE: u64 = 0x1_0000;
 /// Where the ring of queue 0 lies; that of queue `n` is `n` times [`RING_STRIDE`] above.
 pub const RINGS: u64 = 0x1_0000;
 /// Bytes set aside for one queue's rings.
@@ -51,7 +53,7 @@ impl GuestRing {
     /// The ring of queue `index` with `size` descriptors, in cleared memory.
     pub fn new(memory: Arc<GuestMemory>, index: u16, size: u16) -> Self {
         let base = RINGS + u64::from(index) * RING_STRIDE;
-        let next_buffer = BUFFERS;
+        let next_buffer = BUFFERS + u64::from(index) * BUFFER_STRIDE;
         let ring = Self {
             memory,
             size,
@@ -238,6 +240,12 @@ impl GuestRing {
         self.offer(head);
         self.publish();
         head
+    }
+
+    /// How many requests the device has given back that were not looked at.
+    pub fn pending(&self) -> u16 {
+        self.load(self.registers().used + 2)
+            .wrapping_sub(self.last_used)
     }
 
     /// The next request the device has given back: its head and the bytes written.

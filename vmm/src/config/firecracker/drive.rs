@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::block::engine::Preference;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::rate_limiter::{self, RateLimiter};
 use super::refuse;
-use crate::config::{ConfigError, DriveConfig, DriveId};
+use crate::config::{ConfigError, DriveConfig, DriveId, DriveQueues};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,22 +22,24 @@ pub(super) struct Drive {
     io_engine: Option<String>,
     rate_limiter: Option<RateLimiter>,
     socket: Option<Value>,
+    queues: Option<i64>,
 }
 
 impl Drive {
     pub(super) fn check(self) -> Result<DriveConfig, ConfigError> {
         refuse("drives.socket (vhost-user)", self.socket.as_ref())?;
-        // Only how the VMM does its I/O, not what the guest sees: the engine is ours to choose.
-        if let Some(engine) = self
-            .io_engine
-            .filter(|e| !matches!(e.as_str(), "Sync" | "Async"))
-        {
-            return Err(ConfigError::UnknownWord {
-                field: "drives.io_engine",
-                value: engine,
-                permitted: "\"Sync\" and \"Async\"",
-            });
-        }
+        let engine = match self.io_engine.as_deref() {
+            None => Preference::Automatic,
+            Some("Sync") => Preference::Synchronous,
+            Some("Async") => Preference::Asynchronous,
+            Some(_) => {
+                return Err(ConfigError::UnknownWord {
+                    field: "drives.io_engine",
+                    value: self.io_engine.unwrap_or_default(),
+                    permitted: "\"Sync\" and \"Async\"",
+                });
+            }
+        };
         // A guest's flush always reaches the disk: "Unsafe" permits the VMM to skip it and does not ask for that.
         if let Some(cache) = self
             .cache_type
@@ -61,6 +64,8 @@ impl Drive {
             is_root: self.is_root_device,
             partuuid: self.partuuid,
             rate_limiter: rate_limiter::check(self.rate_limiter),
+            engine,
+            queues: self.queues.map(DriveQueues::new).transpose()?,
         })
     }
 }

@@ -2,6 +2,7 @@ use std::error::Error as _;
 
 use super::*;
 use crate::config::{BootProtocol, BucketConfig, DEFAULT_BOOT_ARGS, RateLimiterConfig};
+use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
 
 fn read(text: &str) -> Result<Loaded, ConfigError> {
@@ -70,6 +71,29 @@ fn sections_to_come_are_named_when_they_ask_for_something() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn how_a_drive_is_worked_on_is_a_preference() {
+    let drive = |more: &str| {
+        let drive = r#""drives": [{"drive_id": "a", "is_root_device": false, "path_on_host": "x""#;
+        with(&format!("{drive}{more}}}]")).map(|mut loaded| loaded.vm.drives.remove(0))
+    };
+    assert_eq!(drive("").unwrap().engine, Preference::Automatic);
+    for (word, engine) in [
+        ("Sync", Preference::Synchronous),
+        ("Async", Preference::Asynchronous),
+    ] {
+        let drive = drive(&format!(r#", "io_engine": "{word}", "queues": 3"#)).unwrap();
+        assert_eq!(drive.engine, engine);
+        assert_eq!(drive.queues.unwrap().get(), 3);
+    }
+    let error = drive(r#", "io_engine": "async""#).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "drives.io_engine is \"async\", permitted are \"Sync\" and \"Async\""
+    );
+    assert!(drive(r#", "queues": 0"#).is_err());
 }
 
 #[test]

@@ -1,16 +1,25 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SEG_MAX};
 use super::*;
-use crate::memory::{self, GuestSlice, RegionSpec};
-use crate::virtio::block::RawFile;
+use crate::memory::{self, RegionSpec};
+use crate::rate_limiter::{BucketLimit, RateLimits};
+use crate::virtio::block::engine::Preference;
+use crate::virtio::block::request::MAX_REQUEST_BYTES;
+use crate::virtio::block::{RawFile, SECTOR_SIZE};
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::state::NEEDS_RESET;
 use crate::virtio::testing::{Buffer, GuestRing, LOW_LEN, TestGuest, Transport};
@@ -20,10 +29,71 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
 
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
+
+/// Where a test runs: on which transport, with which engine.
+#[derive(Clone, Copy, Debug)]
+struct On {
+    transport: Transport,
+    preference: Preference,
+    /// Every read and write goes through the engine's queue.
+    uncached: bool,
+}
+
+/// Everything that has to hold holds on all of these.
+fn everywhere() -> impl Iterator<Item = On> {
+    let ways = [
+        (Preference::Synchronous, false),
+        (Preference::Asynchronous, false),
+        (Preference::Asynchronous, true),
+    ];
+    Transport::ALL.iter().flat_map(move |&transport| {
+        ways.map(|(preference, uncached)| On {
+            transport,
+            preference,
+            uncached,
+        })
+    })
+}
+
+impl On {
+    fn engine(self) -> Engine {
+        Engine::new(self.preference)
+    }
+
+    fn guest(
+        self,
+        backend: Box<dyn Backend>,
+        queues: u16,
+        limiter: Option<RateLimiter>,
+    ) -> TestGuest {
+        TestGuest::new(self.transport, self.block(backend, queues, limiter))
+    }
+
+    fn block(self, backend: Box<dyn Backend>, queues: u16, limiter: Option<RateLimiter>) -> Block {
+        let options = Options {
+            serial: "serial-0123456789-cut".into(),
+            queues,
+            limiter,
+        };
+        let mut block = Block::new(backend, self.engine(), options).unwrap();
+        let asynchronous = self.preference == Preference::Asynchronous;
+        assert_eq!(
+            block.disk.engine.is_asynchronous(),
+            asynchronous,
+            "this host has io_uring"
+        );
+        if self.uncached {
+            block.disk.engine.expect_nothing_cached();
+        }
+        block
+    }
+}
 
 /// A disk image in which each byte says where it is.
 fn image() -> File {
@@ -33,9 +103,18 @@ fn image() -> File {
     file
 }
 
+fn raw(image: &File, read_only: bool) -> Box<RawFile> {
+    Box::new(RawFile::new(image.try_clone().unwrap(), read_only).unwrap())
+}
+
 fn pattern(offset: u64) -> u8 {
     (offset / SECTOR_SIZE * 7 + offset % 251).to_le_bytes()[0]
 }
+
+const ALL_FEATURES: u64 = RING_FEATURES
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_DISCARD
+    | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 
 struct Fixture {
     guest: TestGuest,
@@ -44,21 +123,18 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
-        Self::with(false, RING_FEATURES | 1 << VIRTIO_BLK_F_FLUSH)
+    fn new(on: On) -> Self {
+        Self::with(on, false, ALL_FEATURES)
     }
 
-    fn with(read_only: bool, features: u64) -> Self {
+    fn with(on: On, read_only: bool, features: u64) -> Self {
         let image = image();
-        let disk = RawFile::new(image.try_clone().unwrap(), read_only).unwrap();
-        Self::over(image, Box::new(disk), features)
+        let disk = raw(&image, read_only);
+        Self::over(on, image, disk, features)
     }
 
-    fn over(image: File, backend: Box<dyn Backend>, features: u64) -> Self {
-        let mut guest = TestGuest::new(
-            Transport::Mmio,
-            Block::new(backend, "serial-0123456789-cut"),
-        );
+    fn over(on: On, image: File, backend: Box<dyn Backend>, features: u64) -> Self {
+        let mut guest = on.guest(backend, 1, None);
         let ring = guest.start(features, 256);
         Self { guest, ring, image }
     }
@@ -88,12 +164,40 @@ impl Fixture {
         status
     }
 
+    /// Lets the device work until a request comes back.
+    fn used(&mut self) -> (u16, u32) {
+        for _ in 0..5000 {
+            if let Some(used) = self.ring.used() {
+                return used;
+            }
+            self.guest.run();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the request does not come back");
+    }
+
     /// Has a request of `data` served and returns its status and length.
     fn request(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
         let status = self.add(kind, sector, data);
         self.guest.notify(0);
-        let (_, len) = self.ring.used().expect("the request comes back");
+        let (_, len) = self.used();
         (self.ring.contents(status)[0], len)
+    }
+
+    /// Has a range of sectors discarded or zeroed.
+    fn deallocate(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 {
+        let mut range = [0; 16];
+        range[..8].copy_from_slice(&sector.to_le_bytes());
+        range[8..12].copy_from_slice(&sectors.to_le_bytes());
+        range[12..].copy_from_slice(&flags.to_le_bytes());
+        let range = self.ring.data(&range);
+        self.request(kind, 0, &[range]).0
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        let mut disk = vec![0; usize::try_from(SECTORS * SECTOR_SIZE).unwrap()];
+        self.image.read_exact_at(&mut disk, 0).unwrap();
+        disk
     }
 
     fn needs_reset(&mut self) -> bool {
@@ -103,254 +207,288 @@ impl Fixture {
 
 #[test]
 fn request_longer_than_any_driver_asks_for_is_refused() {
-    let image = tempfile::tempfile().unwrap();
-    image.set_len(u64::from(MAX_REQUEST_BYTES) * 2).unwrap();
-    let disk = RawFile::new(image.try_clone().unwrap(), false).unwrap();
-    let mut f = Fixture::over(image, Box::new(disk), RING_FEATURES);
-    // The same pages over and over: no memory of the guest's is needed for a long request.
-    let piece = f.ring.buffer(0x4_2000, true);
-    let most = (MAX_REQUEST_BYTES / 0x4_2000) as usize;
-    assert_eq!(f.request(IN, 0, &vec![piece; most]).0, OK);
-    assert_eq!(f.request(IN, 0, &vec![piece; most + 1]).0, IO_ERROR);
-    assert!(!f.needs_reset());
+    for on in everywhere() {
+        let image = tempfile::tempfile().unwrap();
+        image.set_len(u64::from(MAX_REQUEST_BYTES) * 2).unwrap();
+        let disk = raw(&image, false);
+        let mut f = Fixture::over(on, image, disk, RING_FEATURES);
+        // The same pages over and over: no memory of the guest's is needed for a long request.
+        let piece = f.ring.buffer(0x4_2000, true);
+        let most = (MAX_REQUEST_BYTES / 0x4_2000) as usize;
+        assert_eq!(f.request(IN, 0, &vec![piece; most]).0, OK);
+        assert_eq!(f.request(IN, 0, &vec![piece; most + 1]).0, IO_ERROR);
+        assert!(!f.needs_reset());
+    }
 }
 
 #[test]
 fn sectors_are_read() {
-    let mut f = Fixture::new();
-    let parts = [
-        f.ring.buffer(512, true),
-        f.ring.buffer(1000, true),
-        f.ring.buffer(24, true),
-    ];
-    assert_eq!(f.request(IN, 5, &parts), (OK, 1537));
-    let got: Vec<u8> = parts
-        .iter()
-        .flat_map(|&part| f.ring.contents(part))
-        .collect();
-    let expected: Vec<u8> = (5 * 512..8 * 512).map(pattern).collect();
-    assert_eq!(got, expected);
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let parts = [
+            f.ring.buffer(512, true),
+            f.ring.buffer(1000, true),
+            f.ring.buffer(24, true),
+        ];
+        assert_eq!(f.request(IN, 5, &parts), (OK, 1537));
+        let got: Vec<u8> = parts
+            .iter()
+            .flat_map(|&part| f.ring.contents(part))
+            .collect();
+        let expected: Vec<u8> = (5 * 512..8 * 512).map(pattern).collect();
+        assert_eq!(got, expected);
+    }
 }
 
 #[test]
 fn sectors_are_written_and_nothing_beside_them() {
-    let mut f = Fixture::new();
-    let parts = [
-        f.ring.data(&[1; 100]),
-        f.ring.data(&[2; 412]),
-        f.ring.data(&[3; 512]),
-    ];
-    assert_eq!(f.request(OUT, 62, &parts), (OK, 1));
-    let mut disk = Vec::new();
-    f.image.seek(SeekFrom::Start(0)).unwrap();
-    f.image.read_to_end(&mut disk).unwrap();
-    assert_eq!(disk.len() as u64, SECTORS * SECTOR_SIZE);
-    let written = disk.split_off(62 * 512);
-    assert_eq!(
-        written,
-        [[1; 100].as_slice(), &[2; 412], &[3; 512]].concat()
-    );
-    assert!((0..).zip(disk).all(|(at, byte)| byte == pattern(at)));
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let parts = [
+            f.ring.data(&[1; 100]),
+            f.ring.data(&[2; 412]),
+            f.ring.data(&[3; 512]),
+        ];
+        assert_eq!(f.request(OUT, 62, &parts), (OK, 1));
+        let mut disk = Vec::new();
+        f.image.seek(SeekFrom::Start(0)).unwrap();
+        f.image.read_to_end(&mut disk).unwrap();
+        assert_eq!(disk.len() as u64, SECTORS * SECTOR_SIZE);
+        let written = disk.split_off(62 * 512);
+        assert_eq!(
+            written,
+            [[1; 100].as_slice(), &[2; 412], &[3; 512]].concat()
+        );
+        assert!((0..).zip(disk).all(|(at, byte)| byte == pattern(at)));
+    }
 }
 
 #[test]
 fn flush_and_serial_number_are_answered() {
-    let mut f = Fixture::new();
-    assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
-    let id = f.ring.buffer(20, true);
-    assert_eq!(f.request(GET_ID, 0, &[id]), (OK, 21));
-    assert_eq!(f.ring.contents(id), b"serial-0123456789-cu");
-    let (short, long) = (f.ring.buffer(6, true), f.ring.buffer(30, true));
-    assert_eq!(f.request(GET_ID, 0, &[short]), (OK, 7));
-    assert_eq!(f.ring.contents(short), b"serial");
-    assert_eq!(f.request(GET_ID, 0, &[long]), (OK, 20));
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+        let id = f.ring.buffer(20, true);
+        assert_eq!(f.request(GET_ID, 0, &[id]), (OK, 21));
+        assert_eq!(f.ring.contents(id), b"serial-0123456789-cu");
+        let (short, long) = (f.ring.buffer(6, true), f.ring.buffer(30, true));
+        assert_eq!(f.request(GET_ID, 0, &[short]), (OK, 7));
+        assert_eq!(f.ring.contents(short), b"serial");
+        assert_eq!(f.request(GET_ID, 0, &[long]), (OK, 20));
+    }
 }
 
 #[test]
 fn requests_beyond_the_end_or_of_part_sectors_fail() {
-    let mut f = Fixture::new();
-    let cases = [
-        (SECTORS, 512),
-        (SECTORS - 1, 1024),
-        (0, 511),
-        (0, 513),
-        (u64::MAX, 512),
-        // In bytes, these wrap to zero.
-        (1 << 55, 512),
-        ((1 << 55) - 1, 1024),
-    ];
-    for (sector, len) in cases {
-        let buffer = f.ring.buffer(len, true);
-        assert_eq!(
-            f.request(IN, sector, &[buffer]),
-            (IO_ERROR, 0),
-            "{len} from {sector}"
-        );
-        let data = vec![0xee; len as usize];
-        let buffer = f.ring.data(&data);
-        assert_eq!(
-            f.request(OUT, sector, &[buffer]),
-            (IO_ERROR, 1),
-            "{len} to {sector}"
-        );
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let cases = [
+            (SECTORS, 512),
+            (SECTORS - 1, 1024),
+            (0, 511),
+            (0, 513),
+            (u64::MAX, 512),
+            // In bytes, these wrap to zero.
+            (1 << 55, 512),
+            ((1 << 55) - 1, 1024),
+        ];
+        for (sector, len) in cases {
+            let buffer = f.ring.buffer(len, true);
+            assert_eq!(
+                f.request(IN, sector, &[buffer]),
+                (IO_ERROR, 0),
+                "{len} from {sector}"
+            );
+            let data = vec![0xee; len as usize];
+            let buffer = f.ring.data(&data);
+            assert_eq!(
+                f.request(OUT, sector, &[buffer]),
+                (IO_ERROR, 1),
+                "{len} to {sector}"
+            );
+        }
+        assert_eq!(f.image.metadata().unwrap().len(), SECTORS * SECTOR_SIZE);
+        let mut last = [0; 512];
+        f.image.read_exact_at(&mut last, 63 * 512).unwrap();
+        assert_eq!(last[0], pattern(63 * 512));
+        assert!(!f.needs_reset());
     }
-    assert_eq!(f.image.metadata().unwrap().len(), SECTORS * SECTOR_SIZE);
-    let mut last = [0; 512];
-    f.image.read_exact_at(&mut last, 63 * 512).unwrap();
-    assert_eq!(last[0], pattern(63 * 512));
-    assert!(!f.needs_reset());
 }
 
 #[test]
 fn unknown_requests_are_unsupported() {
-    let mut f = Fixture::new();
-    for kind in [2, 3, 5, 11, 13, 0x8000_0000, u32::MAX] {
-        assert_eq!(f.request(kind, 0, &[]), (UNSUPPORTED, 1), "type {kind}");
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        for kind in [2, 3, 5, 12, 14, 0x8000_0000, u32::MAX] {
+            assert_eq!(f.request(kind, 0, &[]), (UNSUPPORTED, 1), "type {kind}");
+        }
     }
 }
 
 #[test]
 fn read_only_disk_is_announced_and_cannot_be_written() {
-    let mut f = Fixture::with(true, RING_FEATURES | 1 << VIRTIO_BLK_F_RO);
-    let data = f.ring.data(&[9; 512]);
-    assert_eq!(f.request(OUT, 0, &[data]), (IO_ERROR, 1));
-    let buffer = f.ring.buffer(512, true);
-    assert_eq!(f.request(IN, 0, &[buffer]), (OK, 513));
-    assert_eq!(f.ring.contents(buffer)[3], pattern(3));
-    assert_ne!(f.guest.offered() & 1 << VIRTIO_BLK_F_RO, 0);
-    assert_eq!(Fixture::new().guest.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+    for on in everywhere() {
+        let mut f = Fixture::with(on, true, RING_FEATURES | 1 << VIRTIO_BLK_F_RO);
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert_eq!(f.deallocate(kind, 0, 1, 0), IO_ERROR);
+        }
+        assert_eq!(f.contents(), contents_of(&image()));
+        let data = f.ring.data(&[9; 512]);
+        assert_eq!(f.request(OUT, 0, &[data]), (IO_ERROR, 1));
+        let buffer = f.ring.buffer(512, true);
+        assert_eq!(f.request(IN, 0, &[buffer]), (OK, 513));
+        assert_eq!(f.ring.contents(buffer)[3], pattern(3));
+        assert_ne!(f.guest.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+        assert_eq!(Fixture::new(on).guest.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+    }
 }
 
 #[test]
 fn header_and_status_may_be_cut_into_any_buffers() {
-    let mut f = Fixture::new();
-    let header = f.header(IN, 9);
-    let piece = |from: u64, len| Buffer {
-        address: header.address + from,
-        len,
-        writable: false,
-    };
-    // The status byte shares its buffer with the end of the data.
-    let data = [f.ring.buffer(1, true), f.ring.buffer(512, true)];
-    f.ring
-        .add(&[piece(0, 3), piece(3, 12), piece(15, 1), data[0], data[1]]);
-    f.guest.notify(0);
-    assert_eq!(f.ring.used().map(|(_, len)| len), Some(513));
-    assert_eq!(f.ring.contents(data[0])[0], pattern(9 * 512));
-    let rest = f.ring.contents(data[1]);
-    assert_eq!((rest[510], rest[511]), (pattern(10 * 512 - 1), OK));
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let header = f.header(IN, 9);
+        let piece = |from: u64, len| Buffer {
+            address: header.address + from,
+            len,
+            writable: false,
+        };
+        // The status byte shares its buffer with the end of the data.
+        let data = [f.ring.buffer(1, true), f.ring.buffer(512, true)];
+        f.ring
+            .add(&[piece(0, 3), piece(3, 12), piece(15, 1), data[0], data[1]]);
+        f.guest.notify(0);
+        assert_eq!(f.ring.used().map(|(_, len)| len), Some(513));
+        assert_eq!(f.ring.contents(data[0])[0], pattern(9 * 512));
+        let rest = f.ring.contents(data[1]);
+        assert_eq!((rest[510], rest[511]), (pattern(10 * 512 - 1), OK));
+    }
 }
 
 #[test]
 fn chain_that_is_no_request_needs_a_reset() {
-    let no_status = |f: &mut Fixture| {
-        let header = f.header(FLUSH, 0);
-        f.ring.add(&[header]);
-    };
-    let short_header = |f: &mut Fixture| {
-        let (header, status) = (f.ring.data(&[0; 15]), f.ring.buffer(1, true));
-        f.ring.add(&[header, status]);
-    };
-    let no_header = |f: &mut Fixture| {
-        let status = f.ring.buffer(512, true);
-        f.ring.add(&[status]);
-    };
-    for broken in [no_status, short_header, no_header] {
-        let mut f = Fixture::new();
-        broken(&mut f);
-        f.guest.notify(0);
-        assert!(f.needs_reset());
-        assert_eq!((f.ring.used(), f.guest.interrupts()), (None, 1));
-        // Its driver may start over.
-        f.ring = f.guest.start_all();
-        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    for on in everywhere() {
+        let no_status = |f: &mut Fixture| {
+            let header = f.header(FLUSH, 0);
+            f.ring.add(&[header]);
+        };
+        let short_header = |f: &mut Fixture| {
+            let (header, status) = (f.ring.data(&[0; 15]), f.ring.buffer(1, true));
+            f.ring.add(&[header, status]);
+        };
+        let no_header = |f: &mut Fixture| {
+            let status = f.ring.buffer(512, true);
+            f.ring.add(&[status]);
+        };
+        for broken in [no_status, short_header, no_header] {
+            let mut f = Fixture::new(on);
+            broken(&mut f);
+            f.guest.notify(0);
+            assert!(f.needs_reset());
+            assert_eq!((f.ring.used(), f.guest.interrupts()), (None, 1));
+            // Its driver may start over.
+            f.ring = f.guest.start_all();
+            assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+        }
     }
 }
 
 #[test]
 fn batch_of_32_costs_one_wake_and_one_interrupt() {
-    let mut f = Fixture::new();
-    let buffers: Vec<_> = (0..32).map(|_| f.ring.buffer(4096, true)).collect();
-    for (sector, &buffer) in (0..).zip(&buffers) {
-        f.add(IN, sector, &[buffer]);
-    }
-    f.guest.ring(0);
-    assert_eq!((f.guest.run(), f.guest.interrupts()), (1, 1));
-    for (sector, &buffer) in (0_u64..).zip(&buffers) {
-        assert_eq!(f.ring.used().map(|(_, len)| len), Some(4097));
-        assert_eq!(f.ring.contents(buffer)[0], pattern(sector * 512));
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let buffers: Vec<_> = (0..32).map(|_| f.ring.buffer(4096, true)).collect();
+        for (sector, &buffer) in (0..).zip(&buffers) {
+            f.add(IN, sector, &[buffer]);
+        }
+        f.guest.ring(0);
+        let (mut wakes, mut interrupts) = (f.guest.run(), f.guest.interrupts());
+        while f.ring.pending() < 32 {
+            wakes += f.guest.run();
+            interrupts += f.guest.interrupts();
+        }
+        // What is not in the page cache comes back as it comes.
+        let most = if on.uncached { 32 } else { 1 };
+        assert!(
+            wakes <= most && interrupts <= u64::from(most),
+            "{wakes}, {interrupts}, {on:?}"
+        );
+        for (sector, &buffer) in (0_u64..).zip(&buffers) {
+            assert_eq!(f.ring.used().map(|(_, len)| len), Some(4097));
+            assert_eq!(f.ring.contents(buffer)[0], pattern(sector * 512));
+        }
     }
 }
 
 #[test]
 fn image_cut_short_under_the_guest_is_an_error_to_it() {
-    let mut f = Fixture::new();
-    f.image.set_len(512).unwrap();
-    let buffer = f.ring.buffer(1024, true);
-    assert_eq!(f.request(IN, 0, &[buffer]), (IO_ERROR, 0));
-    assert_eq!(f.request(IN, 8, &[buffer]), (IO_ERROR, 0));
-    assert!(!f.needs_reset());
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        f.image.set_len(512).unwrap();
+        let buffer = f.ring.buffer(1024, true);
+        assert_eq!(f.request(IN, 0, &[buffer]), (IO_ERROR, 0));
+        assert_eq!(f.request(IN, 8, &[buffer]), (IO_ERROR, 0));
+        assert!(!f.needs_reset());
+    }
 }
 
 #[test]
 fn image_that_cannot_be_written_is_an_error_to_the_guest() {
-    let mut path = tempfile::NamedTempFile::new().unwrap();
-    path.write_all(&[0; 1024]).unwrap();
-    let file = File::open(path.path()).unwrap();
-    let disk = RawFile::new(file.try_clone().unwrap(), false).unwrap();
-    let mut f = Fixture::over(
-        file,
-        Box::new(disk),
-        RING_FEATURES | 1 << VIRTIO_BLK_F_FLUSH,
-    );
-    let data = f.ring.data(&[9; 512]);
-    assert_eq!(f.request(OUT, 0, &[data]), (IO_ERROR, 1));
+    for on in everywhere() {
+        let mut path = tempfile::NamedTempFile::new().unwrap();
+        path.write_all(&[0; 1024]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        let disk = raw(&file, false);
+        let mut f = Fixture::over(on, file, disk, ALL_FEATURES);
+        let data = f.ring.data(&[9; 512]);
+        assert_eq!(f.request(OUT, 0, &[data]), (IO_ERROR, 1));
+    }
 }
 
 #[test]
 fn buffers_at_the_edge_of_memory_are_filled() {
-    let mut f = Fixture::new();
-    let edge = Buffer {
-        address: LOW_LEN - 512,
-        len: 512,
-        writable: true,
-    };
-    assert_eq!(f.request(IN, 1, &[edge]), (OK, 513));
-    assert_eq!(f.ring.contents(edge)[511], pattern(1023));
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let edge = Buffer {
+            address: LOW_LEN - 512,
+            len: 512,
+            writable: true,
+        };
+        assert_eq!(f.request(IN, 1, &[edge]), (OK, 513));
+        assert_eq!(f.ring.contents(edge)[511], pattern(1023));
+    }
 }
 
 #[test]
 fn what_the_disk_fills_is_marked_dirty() {
-    let base = GuestAddress(0);
-    let spec = RegionSpec {
-        base,
-        len: 0x8_0000,
-        file: None,
-    };
-    let memory = Arc::new(memory::map(vec![spec], true).unwrap());
-    let disk = RawFile::new(image(), false).unwrap();
-    let mut guest = TestGuest::with_memory(
-        Transport::Mmio,
-        Block::new(Box::new(disk), ""),
-        memory.clone(),
-    );
-    let ring = guest.start_all();
-    let mut f = Fixture {
-        guest,
-        ring,
-        image: image(),
-    };
-    let region = memory.find_region(base).unwrap();
-    let target = Buffer {
-        address: 0x6_0000,
-        len: 8192,
-        writable: true,
-    };
-    let dirty = |address| region.bitmap().dirty_at(address);
-    assert!(!dirty(0x6_0000));
-    assert_eq!(f.request(IN, 0, &[target]), (OK, 8193));
-    assert!(dirty(0x6_0000) && dirty(0x6_1fff));
-    assert!(!dirty(0x5_f000) && !dirty(0x6_2000));
+    for on in everywhere() {
+        let base = GuestAddress(0);
+        let spec = RegionSpec {
+            base,
+            len: 0x8_0000,
+            file: None,
+        };
+        let memory = Arc::new(memory::map(vec![spec], true).unwrap());
+        let block = on.block(raw(&image(), false), 1, None);
+        let mut guest = TestGuest::with_memory(on.transport, block, memory.clone());
+        let ring = guest.start_all();
+        let mut f = Fixture {
+            guest,
+            ring,
+            image: image(),
+        };
+        let region = memory.find_region(base).unwrap();
+        let target = Buffer {
+            address: 0x6_0000,
+            len: 8192,
+            writable: true,
+        };
+        let dirty = |address| region.bitmap().dirty_at(address);
+        assert!(!dirty(0x6_0000));
+        assert_eq!(f.request(IN, 0, &[target]), (OK, 8193));
+        assert!(dirty(0x6_0000) && dirty(0x6_1fff));
+        assert!(!dirty(0x5_f000) && !dirty(0x6_2000));
+    }
 }
 
 /// Counts how often the disk below is made durable.
@@ -368,92 +506,467 @@ impl Backend for FlushCounter {
         self.disk.read_only()
     }
 
-    fn read_at(&mut self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.disk.read_at(offset, buffers)
+    fn attach(&mut self, engine: &mut Engine) -> io::Result<()> {
+        self.disk.attach(engine)
     }
 
-    fn write_at(&mut self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.disk.write_at(offset, buffers)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        self.disk.flush()
+    fn start(&mut self, engine: &mut Engine, token: u16, job: &Job<'_>) -> Start {
+        if matches!(job.action, Action::Flush | Action::Write { durable: true }) {
+            self.flushes.fetch_add(1, Ordering::SeqCst);
+        }
+        self.disk.start(engine, token, job)
     }
 }
 
 #[test]
 fn driver_without_flush_gets_every_write_durable() {
-    for (features, after_write, after_flush) in [
-        (RING_FEATURES, 1, 2),
-        (RING_FEATURES | 1 << VIRTIO_BLK_F_FLUSH, 0, 1),
-    ] {
-        let flushes = Arc::new(AtomicU32::new(0));
-        let disk = RawFile::new(image(), false).unwrap();
-        let counter = FlushCounter {
-            disk,
-            flushes: flushes.clone(),
-        };
-        let mut f = Fixture::over(image(), Box::new(counter), features);
-        let data = f.ring.data(&[9; 512]);
-        assert_eq!(f.request(OUT, 0, &[data]), (OK, 1));
-        assert_eq!(flushes.load(Ordering::SeqCst), after_write);
-        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
-        assert_eq!(flushes.load(Ordering::SeqCst), after_flush);
+    for on in everywhere() {
+        for (features, after_write, after_flush) in [
+            (RING_FEATURES, 1, 2),
+            (RING_FEATURES | 1 << VIRTIO_BLK_F_FLUSH, 0, 1),
+        ] {
+            let flushes = Arc::new(AtomicU32::new(0));
+            let disk = RawFile::new(image(), false).unwrap();
+            let counter = FlushCounter {
+                disk,
+                flushes: flushes.clone(),
+            };
+            let mut f = Fixture::over(on, image(), Box::new(counter), features);
+            let data = f.ring.data(&[9; 512]);
+            assert_eq!(f.request(OUT, 0, &[data]), (OK, 1));
+            assert_eq!(flushes.load(Ordering::SeqCst), after_write);
+            assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+            assert_eq!(flushes.load(Ordering::SeqCst), after_flush);
+        }
     }
 }
 
 #[test]
 fn configuration_says_what_the_disk_is() {
-    let mut f = Fixture::new();
-    let capacity = f.guest.config_u64(0);
-    assert_eq!(capacity, SECTORS);
-    assert_eq!(f.guest.config_u32(12), SEG_MAX);
-    assert_eq!(f.guest.config_u32(20), 512);
-    f.guest.write_config(0, &[1; 8]);
-    assert_eq!(f.guest.config_u32(0), 64, "the configuration is read-only");
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        assert_eq!(f.guest.config_u64(0), SECTORS);
+        assert_eq!(f.guest.config_u32(12), SEG_MAX);
+        assert_eq!(f.guest.config_u32(20), 512);
+        assert_eq!(f.guest.config_u16(34), 1);
+        assert_eq!(f.guest.config_u32(36), MAX_DISCARD_SECTORS);
+        assert_eq!((f.guest.config_u32(40), f.guest.config_u32(44)), (1, 8));
+        assert_eq!(f.guest.config_u32(48), MAX_WRITE_ZEROES_SECTORS);
+        assert_eq!((f.guest.config_u32(52), f.guest.config_u8(56)), (1, 1));
+        f.guest.write_config(0, &[1; 8]);
+        assert_eq!(f.guest.config_u64(0), 64, "the configuration is read-only");
+    }
+}
+
+#[test]
+fn discarded_and_zeroed_sectors_are_zero_and_free() {
+    for on in everywhere() {
+        let image = tempfile::tempfile().unwrap();
+        let len = 1 << 20;
+        image.write_all_at(&vec![7; len], 0).unwrap();
+        image.sync_all().unwrap();
+        let full = image.metadata().unwrap().blocks();
+        let disk = raw(&image, false);
+        let mut f = Fixture::over(on, image, disk, ALL_FEATURES);
+        assert_eq!(f.deallocate(DISCARD, 8, 1024, 0), OK);
+        assert_eq!(f.deallocate(WRITE_ZEROES, 1040, 5, 0), OK);
+        assert_eq!(f.deallocate(WRITE_ZEROES, 1056, 512, 1), OK);
+        assert_eq!(f.request(FLUSH, 0, &[]).0, OK);
+        let mut disk = vec![0; len];
+        f.image.read_exact_at(&mut disk, 0).unwrap();
+        let zero = |sector: usize| {
+            disk[sector * 512..(sector + 1) * 512]
+                .iter()
+                .all(|&byte| byte == 0)
+        };
+        for sector in 0..len / 512 {
+            let expected = [8..1032, 1040..1045, 1056..1568]
+                .iter()
+                .any(|range| range.contains(&sector));
+            assert_eq!(zero(sector), expected, "sector {sector}, {on:?}");
+        }
+        let blocks = f.image.metadata().unwrap().blocks();
+        assert!(blocks + 1024 + 400 < full, "{blocks} of {full} are left");
+        assert_eq!(f.image.metadata().unwrap().len(), len as u64);
+    }
+}
+
+#[test]
+fn ranges_to_discard_or_zero_are_checked() {
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        for (kind, known, most) in [
+            (DISCARD, 0, MAX_DISCARD_SECTORS),
+            (WRITE_ZEROES, 1, MAX_WRITE_ZEROES_SECTORS),
+        ] {
+            for (sector, sectors) in [
+                (SECTORS, 1),
+                (SECTORS - 1, 2),
+                (0, most + 1),
+                (0, u32::MAX),
+                (u64::MAX, 1),
+                (u64::MAX / 512, u32::MAX),
+            ] {
+                assert_eq!(
+                    f.deallocate(kind, sector, sectors, 0),
+                    IO_ERROR,
+                    "{sectors} from {sector}"
+                );
+            }
+            assert_eq!(f.deallocate(kind, 0, 1, known + 1), UNSUPPORTED);
+            assert_eq!(f.deallocate(kind, 0, 1, 1 << 31), UNSUPPORTED);
+            // None, half a range, two ranges.
+            for len in [0, 8, 15, 32] {
+                let data: Vec<_> = (len > 0)
+                    .then(|| f.ring.data(&vec![0; len]))
+                    .into_iter()
+                    .collect();
+                assert_eq!(f.request(kind, 0, &data).0, IO_ERROR);
+            }
+        }
+        assert_eq!(f.contents(), contents_of(&image()));
+        // A driver that has not asked for these features does not get them.
+        let mut plain = Fixture::with(on, false, RING_FEATURES | 1 << VIRTIO_BLK_F_FLUSH);
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert_eq!(plain.deallocate(kind, 0, 1, 0), UNSUPPORTED);
+        }
+    }
+}
+
+fn contents_of(image: &File) -> Vec<u8> {
+    let mut contents = vec![0; usize::try_from(SECTORS * SECTOR_SIZE).unwrap()];
+    image.read_exact_at(&mut contents, 0).unwrap();
+    contents
+}
+
+#[test]
+fn many_requests_are_in_flight_and_each_comes_back_once() {
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        // As many as the ring holds, more than are taken at a time.
+        let buffers: Vec<_> = (0..85).map(|_| f.ring.buffer(512, true)).collect();
+        for round in 0..4_u64 {
+            let sector = |index: u64| (index * 7 + round) % SECTORS;
+            for (index, &buffer) in (0..).zip(&buffers) {
+                f.add(IN, sector(index), &[buffer]);
+            }
+            f.guest.notify(0);
+            let mut heads: Vec<u16> = buffers.iter().map(|_| f.used().0).collect();
+            heads.sort_unstable();
+            heads.dedup();
+            assert_eq!(heads.len(), buffers.len());
+            for (index, &buffer) in (0..).zip(&buffers) {
+                assert_eq!(
+                    f.ring.contents(buffer)[0],
+                    pattern(sector(index) * 512),
+                    "{on:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn reset_with_requests_in_flight_leaves_memory_alone_afterwards() {
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let buffers: Vec<_> = (0..60).map(|_| f.ring.buffer(512, true)).collect();
+        for &buffer in &buffers {
+            f.add(IN, 3, &[buffer]);
+        }
+        f.guest.notify(0);
+        f.guest.reset();
+        assert_eq!(f.guest.status(), 0);
+        for &buffer in &buffers {
+            f.ring
+                .memory
+                .write_slice(&[0xab; 512], GuestAddress(buffer.address))
+                .unwrap();
+        }
+        f.guest.run();
+        for &buffer in &buffers {
+            assert_eq!(f.ring.contents(buffer), [0xab; 512], "{on:?}");
+        }
+        f.ring = f.guest.start_all();
+        let buffer = f.ring.buffer(512, true);
+        assert_eq!(f.request(IN, 9, &[buffer]).0, OK);
+        assert_eq!(f.ring.contents(buffer)[0], pattern(9 * 512));
+    }
+}
+
+#[test]
+fn head_in_flight_twice_needs_a_reset_and_memory_stays_whole() {
+    for on in everywhere() {
+        let mut f = Fixture::new(on);
+        let buffer = f.ring.buffer(512, true);
+        let (header, status) = (f.header(IN, 1), f.ring.data(&[0xff]));
+        let status = Buffer {
+            writable: true,
+            ..status
+        };
+        let head = f.ring.add(&[header, buffer, status]);
+        f.ring.offer(head);
+        f.ring.publish();
+        f.guest.notify(0);
+        // Served at once, the first is done before the second is looked at: then it is only an odd driver.
+        if on.uncached {
+            assert!(f.needs_reset());
+        }
+        f.ring = f.guest.start_all();
+        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    }
+}
+
+#[test]
+fn queues_share_the_disk() {
+    for on in everywhere() {
+        let image = image();
+        let mut guest = on.guest(raw(&image, false), 4, None);
+        assert_ne!(guest.offered() & 1 << VIRTIO_BLK_F_MQ, 0);
+        assert_eq!(guest.config_u16(34), 4);
+        let rings = guest.start_queues(ALL_FEATURES | 1 << VIRTIO_BLK_F_MQ, &[256, 16, 64, 256]);
+        let mut rings = rings.into_iter();
+        let ring = rings.next().unwrap();
+        let mut f = Fixture { guest, ring, image };
+        for index in 0..4_u16 {
+            let byte = index.to_le_bytes()[0] + 1;
+            let data = f.ring.data(&[byte; 512]);
+            let status = f.add(OUT, u64::from(index), &[data]);
+            f.guest.notify(index);
+            f.used();
+            assert_eq!(f.ring.contents(status)[0], OK);
+            assert_eq!(f.contents()[usize::from(index) * 512], byte);
+            if let Some(ring) = rings.next() {
+                f.ring = ring;
+            }
+        }
+    }
+}
+
+#[test]
+fn full_file_system_is_an_error_to_the_guest() {
+    for on in everywhere() {
+        // Every write to it fails with ENOSPC; its length is that of no disk, so it stands behind one.
+        let mut f = Fixture::new(on);
+        let full = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        f.guest.reset();
+        let mut block = on.block(raw(&f.image.try_clone().unwrap(), false), 1, None);
+        block.disk.engine.attach_file(full);
+        f.guest = TestGuest::new(on.transport, block);
+        f.ring = f.guest.start(ALL_FEATURES, 256);
+        let data = f.ring.data(&[9; 512]);
+        assert_eq!(f.request(OUT, 0, &[data]), (IO_ERROR, 1), "{on:?}");
+        assert!(!f.needs_reset());
+    }
+}
+
+#[test]
+fn failed_flush_is_not_forgotten_until_the_driver_starts_anew() {
+    for on in everywhere() {
+        let image = image();
+        let disk = FailingFlush {
+            disk: *raw(&image, false),
+            failures: 1,
+        };
+        let mut f = Fixture::over(on, image, Box::new(disk), ALL_FEATURES);
+        assert_eq!(f.request(FLUSH, 0, &[]), (IO_ERROR, 1));
+        // The host has reported the error and forgets it; what was lost is still lost.
+        assert_eq!(f.request(FLUSH, 0, &[]), (IO_ERROR, 1));
+        let data = f.ring.data(&[9; 512]);
+        assert_eq!(f.request(OUT, 0, &[data]), (OK, 1));
+        f.ring = f.guest.start_all();
+        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    }
+}
+
+/// A disk whose first flushes fail.
+struct FailingFlush {
+    disk: RawFile,
+    failures: u32,
+}
+
+impl Backend for FailingFlush {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only()
+    }
+
+    fn attach(&mut self, engine: &mut Engine) -> io::Result<()> {
+        self.disk.attach(engine)
+    }
+
+    fn start(&mut self, engine: &mut Engine, token: u16, job: &Job<'_>) -> Start {
+        if job.action == Action::Flush && self.failures > 0 {
+            self.failures -= 1;
+            return Start::Done(Err(io::Error::from_raw_os_error(libc::EIO)));
+        }
+        self.disk.start(engine, token, job)
+    }
+}
+
+#[test]
+fn limited_disk_waits_and_goes_on() {
+    for on in everywhere() {
+        let limit = BucketLimit::new(1, 0, Duration::from_millis(20));
+        let limits = RateLimits {
+            bandwidth: None,
+            ops: limit,
+        };
+        let limiter = RateLimiter::new(limits).unwrap();
+        let image = image();
+        let mut guest = on.guest(raw(&image, false), 1, Some(limiter));
+        let ring = guest.start(ALL_FEATURES, 256);
+        let mut f = Fixture { guest, ring, image };
+        let buffer = f.ring.buffer(512, true);
+        for _ in 0..3 {
+            f.add(IN, 1, &[buffer]);
+        }
+        f.guest.notify(0);
+        assert!(f.ring.pending() <= 1);
+        for _ in 0..3 {
+            f.used();
+        }
+        // A limited disk that is reset forgets what waited.
+        f.add(IN, 1, &[buffer]);
+        f.add(IN, 1, &[buffer]);
+        f.guest.notify(0);
+        f.ring = f.guest.start_all();
+        assert_eq!(f.request(FLUSH, 0, &[]), (OK, 1));
+    }
+}
+
+#[test]
+fn disk_is_replaced_and_grows_under_its_guest() {
+    for on in everywhere() {
+        let first = image();
+        let block = on.block(raw(&first, false), 1, None);
+        let control = block.control();
+        let mut guest = TestGuest::new(on.transport, block);
+        let ring = guest.start(ALL_FEATURES, 256);
+        let second = tempfile::tempfile().unwrap();
+        second.write_all_at(&[5; 4096], 0).unwrap();
+        let mut f = Fixture {
+            guest,
+            ring,
+            image: second.try_clone().unwrap(),
+        };
+        f.guest.interrupts();
+        control.replace(raw(&second, false)).unwrap();
+        f.guest.run();
+        assert_eq!(f.guest.interrupts(), 1, "the driver is told");
+        assert_eq!(f.guest.config_u64(0), 8);
+        let buffer = f.ring.buffer(512, true);
+        assert_eq!(f.request(IN, 7, &[buffer]), (OK, 513));
+        assert_eq!(f.ring.contents(buffer)[0], 5);
+        assert_eq!(f.request(IN, 8, &[buffer]).0, IO_ERROR);
+
+        second.set_len(8192).unwrap();
+        control.refresh().unwrap();
+        f.guest.run();
+        assert_eq!(f.guest.config_u64(0), 16);
+        assert_eq!(f.request(IN, 8, &[buffer]), (OK, 513));
+        // Part of a sector is no length.
+        second.set_len(8193).unwrap();
+        control.refresh().unwrap();
+        f.guest.run();
+        assert_eq!(f.guest.config_u64(0), 16);
+
+        let error = control.replace(raw(&first, true)).unwrap_err();
+        assert!(error.to_string().contains("read-only"), "{error}");
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// The disk agrees with a plain array after any sequence of requests, good and bad.
     #[test]
     fn disk_is_an_array_of_sectors(
         requests in proptest::collection::vec(
-            (any::<bool>(), 0..SECTORS + 2, 1..5_u32, 1..511_u32, any::<u8>(), any::<bool>()),
+            (0..4_u8, 0..SECTORS + 2, 1..5_u32, 1..511_u32, any::<u8>(), any::<bool>()),
             1..24,
         ),
     ) {
-        let mut f = Fixture::new();
-        let mut model: Vec<u8> = (0..SECTORS * SECTOR_SIZE).map(pattern).collect();
-        for (write, sector, sectors, cut, byte, uneven) in requests {
-            let len = sectors * 512 + u32::from(uneven);
-            let from = usize::try_from(sector * SECTOR_SIZE).unwrap();
-            let range = from..from + len as usize;
-            let good = !uneven && range.end <= model.len();
-            if write {
-                let data = [f.ring.data(&vec![byte; cut as usize]),
-                    f.ring.data(&vec![!byte; (len - cut) as usize])];
-                let (status, _) = f.request(OUT, sector, &data);
-                prop_assert_eq!(status == OK, good);
-                if good {
-                    let (a, b) = model[range].split_at_mut(cut as usize);
-                    a.fill(byte);
-                    b.fill(!byte);
-                }
-            } else {
-                let parts = [f.ring.buffer(cut, true), f.ring.buffer(len - cut, true)];
-                let (status, _) = f.request(IN, sector, &parts);
-                prop_assert_eq!(status == OK, good);
-                if good {
-                    let got = [f.ring.contents(parts[0]), f.ring.contents(parts[1])].concat();
-                    prop_assert_eq!(&got[..], &model[range]);
+        for on in everywhere() {
+            let mut f = Fixture::new(on);
+            let mut model: Vec<u8> = (0..SECTORS * SECTOR_SIZE).map(pattern).collect();
+            for &(kind, sector, sectors, cut, byte, uneven) in &requests {
+                let deallocates = kind > 1;
+                let uneven = uneven && !deallocates;
+                let len = sectors * 512 + u32::from(uneven);
+                let from = usize::try_from(sector * SECTOR_SIZE).unwrap();
+                let range = from..from + len as usize;
+                let good = !uneven && range.end <= model.len();
+                let status = match kind {
+                    0 => {
+                        let data = [f.ring.data(&vec![byte; cut as usize]),
+                            f.ring.data(&vec![!byte; (len - cut) as usize])];
+                        if good {
+                            let (a, b) = model[range].split_at_mut(cut as usize);
+                            a.fill(byte);
+                            b.fill(!byte);
+                        }
+                        f.request(OUT, sector, &data).0
+                    }
+                    1 => {
+                        let parts = [f.ring.buffer(cut, true), f.ring.buffer(len - cut, true)];
+                        let (status, _) = f.request(IN, sector, &parts);
+                        if good {
+                            let got = [f.ring.contents(parts[0]), f.ring.contents(parts[1])].concat();
+                            prop_assert_eq!(&got[..], &model[range]);
+                        }
+                        status
+                    }
+                    _ => {
+                        if good {
+                            model[range].fill(0);
+                        }
+                        f.deallocate(WRITE_ZEROES, sector, sectors, u32::from(kind - 2))
+                    }
+                };
+                prop_assert_eq!(status == OK, good, "{:?}", on);
+            }
+            prop_assert_eq!(f.contents(), model);
+        }
+    }
+
+    /// Many requests at once, to sectors of their own, in any order of completion.
+    #[test]
+    fn requests_in_flight_do_not_disturb_each_other(
+        sectors in proptest::sample::subsequence((0..SECTORS).collect::<Vec<_>>(), 1..60),
+        writes in any::<u64>(),
+    ) {
+        for on in everywhere() {
+            let mut f = Fixture::new(on);
+            let mut model = f.contents();
+            let mut reads = Vec::new();
+            for &sector in &sectors {
+                let at = usize::try_from(sector * SECTOR_SIZE).unwrap();
+                if writes >> sector & 1 != 0 {
+                    let data = f.ring.data(&[0xe0 ^ sector.to_le_bytes()[0]; 512]);
+                    model[at..at + 512].fill(0xe0 ^ sector.to_le_bytes()[0]);
+                    f.add(OUT, sector, &[data]);
+                } else {
+                    let buffer = f.ring.buffer(512, true);
+                    f.add(IN, sector, &[buffer]);
+                    reads.push((at, buffer));
                 }
             }
+            f.guest.notify(0);
+            for _ in &sectors {
+                f.used();
+            }
+            for (at, buffer) in reads {
+                prop_assert_eq!(&f.ring.contents(buffer)[..], &model[at..at + 512]);
+            }
+            prop_assert_eq!(f.contents(), model);
         }
-        let mut disk = vec![0; model.len()];
-        f.image.read_exact_at(&mut disk, 0).unwrap();
-        prop_assert_eq!(disk, model);
     }
 }
