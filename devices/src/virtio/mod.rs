@@ -9,9 +9,11 @@ pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod state;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
+pub mod vectors;
 pub mod worker;

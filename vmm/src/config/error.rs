@@ -52,6 +52,26 @@ pub enum ConfigError {
     BadDriveId { id: String, max: usize },
     #[error("Two drives are named \"{id}\"")]
     DuplicateDrive { id: String },
+    #[error("iface_id is \"{id}\", permitted are 1 to {max} letters, digits, \"_\" and \"-\"")]
+    BadInterfaceId { id: String, max: usize },
+    #[error(
+        "Network interface \"{id}\" needs either host_dev_name, the name of a tap, or host_dev_fd, an open one"
+    )]
+    OneTap { id: String },
+    #[error("host_dev_name is \"{name}\", permitted are interface names of 1 to {max} characters")]
+    BadTapName { name: String, max: usize },
+    #[error(
+        "guest_mac is \"{mac}\", permitted are addresses of one station, like \"02:00:00:00:00:01\""
+    )]
+    BadMac { mac: String },
+    #[error("Two network interfaces are named \"{id}\"")]
+    DuplicateInterface { id: String },
+    #[error("Network interfaces \"{first}\" and \"{second}\" share one {what}: give each its own")]
+    InterfacesShare {
+        first: String,
+        second: String,
+        what: &'static str,
+    },
     #[error("Drives \"{first}\" and \"{second}\" are both root devices, permitted is one")]
     TwoRootDrives { first: String, second: String },
     #[error(

@@ -8,12 +8,14 @@ mod drive;
 mod error;
 pub mod firecracker;
 mod limits;
+mod net;
 mod rate_limiter;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
 pub use drive::{DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
+pub use net::{MacAddress, NetConfig, TapSource};
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 
 use crate::layout;
@@ -32,6 +34,8 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// Disks, in the order in which the guest sees them.
     pub drives: Vec<DriveConfig>,
+    /// Network interfaces, in the order in which the guest sees them.
+    pub net: Vec<NetConfig>,
     /// The limits of the guest's virtio entropy device, if it has one.
     pub entropy: Option<RateLimiterConfig>,
 }
@@ -39,7 +43,7 @@ pub struct VmConfig {
 impl VmConfig {
     /// How many virtio devices the guest has.
     pub fn virtio_devices(&self) -> usize {
-        self.drives.len() + usize::from(self.entropy.is_some())
+        self.drives.len() + self.net.len() + usize::from(self.entropy.is_some())
     }
 
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
@@ -51,6 +55,12 @@ impl VmConfig {
                 devices,
                 max: MAX_VIRTIO_DEVICES,
             });
+        }
+        for (index, net) in self.net.iter().enumerate() {
+            net.check()?;
+            for earlier in &self.net[..index] {
+                net.check_with(earlier)?;
+            }
         }
         for (index, drive) in self.drives.iter().enumerate() {
             for earlier in &self.drives[..index] {

@@ -1,6 +1,8 @@
 //! The guest's virtio devices: made from the configuration, placed on the MMIO bus, connected to KVM.
 
 mod block;
+mod net;
+mod tap;
 
 use std::io;
 use std::path::PathBuf;
@@ -47,6 +49,18 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot open the tap of network interface \"{id}\"")]
+    OpenTap {
+        id: String,
+        #[source]
+        source: tap::TapError,
+    },
+    #[error("Cannot use the tap of network interface \"{id}\"")]
+    UseTap {
+        id: String,
+        #[source]
+        source: devices::virtio::net::tap::TapError,
+    },
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
@@ -74,7 +88,10 @@ impl VirtioError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::OpenDrive { .. } | Self::UseDrive { .. } | Self::TooFewLines { .. }
+            Self::OpenDrive { .. }
+                | Self::UseDrive { .. }
+                | Self::OpenTap { .. }
+                | Self::TooFewLines { .. }
         )
     }
 }
@@ -108,6 +125,9 @@ pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
     let mut devices = Vec::new();
     for drive in &config.drives {
         devices.push(Made::new(block::make(drive, config.vcpus)?, Thread::Own));
+    }
+    for interface in &config.net {
+        devices.push(Made::new(net::make(interface)?, Thread::Own));
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);

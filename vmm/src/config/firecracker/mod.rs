@@ -6,6 +6,7 @@
 mod boot_source;
 mod drive;
 mod machine_config;
+mod network_interfaces;
 mod rate_limiter;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use self::boot_source::BootSource;
 use self::drive::Drive;
 use self::machine_config::MachineConfig;
+use self::network_interfaces::NetworkInterface;
 use self::rate_limiter::RateLimiter;
 use super::{ConfigError, MemorySize, VcpuCount, VmConfig};
 
@@ -86,7 +88,8 @@ struct ConfigFile {
     machine_config: Option<MachineConfig>,
     entropy: Option<Entropy>,
     logger: Option<Logger>,
-    network_interfaces: Option<Value>,
+    #[serde(default)]
+    network_interfaces: Vec<NetworkInterface>,
     vsock: Option<Value>,
     balloon: Option<Value>,
     mmds_config: Option<Value>,
@@ -136,7 +139,6 @@ impl TryFrom<ConfigFile> for Loaded {
 
     fn try_from(file: ConfigFile) -> Result<Self, ConfigError> {
         for (what, value) in [
-            ("network-interfaces", &file.network_interfaces),
             ("vsock", &file.vsock),
             ("balloon", &file.balloon),
             ("mmds-config", &file.mmds_config),
@@ -175,6 +177,11 @@ impl TryFrom<ConfigFile> for Loaded {
             memory,
             boot: file.boot_source.check()?,
             drives,
+            net: file
+                .network_interfaces
+                .into_iter()
+                .map(NetworkInterface::check)
+                .collect::<Result<_, _>>()?,
             entropy: file
                 .entropy
                 .map(|entropy| rate_limiter::check(entropy.rate_limiter)),

@@ -1,7 +1,7 @@
 use std::error::Error as _;
 
 use super::*;
-use crate::config::{BootProtocol, BucketConfig, DEFAULT_BOOT_ARGS, RateLimiterConfig};
+use crate::config::{BootProtocol, BucketConfig, DEFAULT_BOOT_ARGS, RateLimiterConfig, TapSource};
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
 
@@ -57,10 +57,6 @@ fn a_full_file_of_firecracker_is_understood() {
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (
-            r#""network-interfaces": [{"iface_id": "eth0"}]"#,
-            "network-interfaces",
-        ),
         (r#""vsock": {"guest_cid": 3}"#, "vsock"),
         (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
@@ -120,6 +116,75 @@ fn rate_limits_are_firecrackers() {
     assert_eq!(with(&entropy).unwrap().vm.entropy, Some(expected));
     let bad = r#""entropy": {"rate_limiter": {"ops": {"size": -1, "refill_time": 10}}}"#;
     assert!(matches!(with(bad).unwrap_err(), ConfigError::Json { .. }));
+}
+
+#[test]
+fn network_interfaces_are_firecrackers_or_have_a_descriptor() {
+    let net = with(
+        r#""network-interfaces": [
+            {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "AA:FC:00:00:00:01",
+             "tx_rate_limiter": {"ops": {"size": 1, "refill_time": 10}}},
+            {"iface_id": "eth1", "host_dev_fd": 7, "mtu": 1400}]"#,
+    )
+    .unwrap()
+    .vm
+    .net;
+    assert_eq!(net[0].tap, TapSource::Name("tap0".into()));
+    assert_eq!(net[0].address().to_string(), "aa:fc:00:00:00:01");
+    assert_eq!(net[0].tx_rate_limiter.ops.unwrap().size, 1);
+    assert_eq!((&net[1].tap, net[1].mtu), (&TapSource::Fd(7), Some(1400)));
+    assert_eq!(net[1].address().bytes()[0], 2);
+}
+
+#[test]
+fn bad_network_interfaces_are_refused_by_name() {
+    let eth0 = r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#;
+    for (interfaces, expected) in [
+        (
+            r#"{"iface_id": "eth0"}"#.to_owned(),
+            "\"eth0\" needs either",
+        ),
+        (
+            r#"{"iface_id": "e", "host_dev_name": "t", "host_dev_fd": 4}"#.to_owned(),
+            "\"e\" needs either",
+        ),
+        (
+            r#"{"iface_id": "a b", "host_dev_name": "t"}"#.to_owned(),
+            "iface_id is \"a b\"",
+        ),
+        (
+            r#"{"iface_id": "e", "host_dev_name": "sixteen-letters0"}"#.to_owned(),
+            "\"sixteen-letters0\"",
+        ),
+        (
+            r#"{"iface_id": "e", "host_dev_name": "t", "guest_mac": "1:2"}"#.to_owned(),
+            "guest_mac is \"1:2\"",
+        ),
+        (
+            r#"{"iface_id": "e", "host_dev_fd": 1}"#.to_owned(),
+            "host_dev_fd is 1",
+        ),
+        (
+            r#"{"iface_id": "e", "host_dev_name": "t", "mtu": 60}"#.to_owned(),
+            "mtu is 60",
+        ),
+        (format!("{eth0}, {eth0}"), "Two network interfaces"),
+        (
+            format!(r#"{eth0}, {{"iface_id": "eth1", "host_dev_name": "tap0"}}"#),
+            "share one tap interface",
+        ),
+        (
+            r#"{"iface_id": "a", "host_dev_name": "t", "guest_mac": "02:00:00:00:00:01"},
+               {"iface_id": "b", "host_dev_name": "u", "guest_mac": "02:00:00:00:00:01"}"#
+                .to_owned(),
+            "share one MAC address",
+        ),
+    ] {
+        let text = with(&format!(r#""network-interfaces": [{interfaces}]"#))
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains(expected), "{interfaces}: {text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,28 @@
+//! Network interfaces: from the configuration to the device.
+
+use devices::virtio::net::{Net, NetOptions, Tap};
+
+use super::tap;
+use super::{VirtioError, rate_limiter};
+use crate::config::{NetConfig, TapSource};
+
+/// Opens the tap of `net`.
+pub(super) fn make(net: &NetConfig) -> Result<Net, VirtioError> {
+    let id = || net.id.clone();
+    let file = match &net.tap {
+        TapSource::Name(name) => tap::open(name),
+        TapSource::Fd(fd) => tap::take(*fd),
+    };
+    let file = file.map_err(|source| VirtioError::OpenTap { id: id(), source })?;
+    let backend = Tap::new(file).map_err(|source| VirtioError::UseTap { id: id(), source })?;
+    let options = NetOptions {
+        mac: net.address().bytes(),
+        mtu: net.mtu,
+        receive_limiter: rate_limiter(net.rx_rate_limiter)?,
+        transmit_limiter: rate_limiter(net.tx_rate_limiter)?,
+    };
+    Ok(Net::new(Box::new(backend), options))
+}
+
+#[cfg(test)]
+mod tests;
