@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-/// An event the guest caused on purpose.
+/// An event of the guest as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PlatformEvent {
     /// The guest turned itself off (ACPI S5).
@@ -11,12 +11,18 @@ pub enum PlatformEvent {
     Reset,
     /// The guest wrote the boot timer's magic byte: it says it has booted.
     BootTimer,
+    /// The guest's kernel has panicked and says so. It goes on as it was told to in that case.
+    Panicked,
+    /// The guest's kernel has panicked and starts its crash kernel.
+    CrashLoaded,
+    /// The guest has started its watchdog and then been silent for too long.
+    WatchdogExpired,
 }
 
 /// Where [`PlatformEvent`]s go.
 ///
 /// Called on the vCPU thread, inside the access that caused the event, so that the receiver may read its
-/// clock at once. It must not block and must not access the device that calls it.
+/// clock at once; [`WatchdogExpired`](PlatformEvent::WatchdogExpired) comes from the event thread. It must not block and must not access the device that calls it.
 pub type EventSink = Arc<dyn Fn(PlatformEvent) + Send + Sync>;
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::clock::StartTime;
 use crate::config::firecracker;
 use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
-use crate::logger;
+use crate::logger::{self, chain};
 use crate::machine::{Machine, Options};
 use crate::terminal::{self, RawMode};
 
@@ -112,18 +112,6 @@ impl Failure {
             code: CODE_BAD_ARGUMENTS,
         }
     }
-}
-
-/// An error with all its causes, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The whole program: `arguments` as a process gets them, with its name first.

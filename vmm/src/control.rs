@@ -5,12 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::legacy::acpi::{Ged, GedEvent};
+use devices::legacy::generation_id::GenerationId;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::Deserialize;
 
 use crate::events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
+use crate::logger::chain;
 use crate::stats::VcpuStats;
 
 /// Most bytes of one line: the longest action is a tenth of it.
@@ -23,6 +25,21 @@ enum Action {
     PowerButton,
     Stop,
     Stats,
+    RenewGenerationId,
+}
+
+/// What actions act on.
+pub struct Targets {
+    /// Presses the power button.
+    pub ged: Arc<Mutex<Ged>>,
+    /// Tells the guest that it is another one now.
+    pub generation_id: GenerationId,
+    /// Ends the run.
+    pub latch: Arc<ExitLatch>,
+    /// Counters to answer with.
+    pub vcpus: Vec<VcpuStats>,
+    /// Where answers go.
+    pub events: Arc<events::Events>,
 }
 
 /// Reads actions and carries them out.
@@ -31,29 +48,17 @@ pub struct Control {
     line: Vec<u8>,
     /// The rest of an overlong line is being skipped.
     skipping: bool,
-    ged: Arc<Mutex<Ged>>,
-    latch: Arc<ExitLatch>,
-    vcpus: Vec<VcpuStats>,
-    events: Arc<events::Events>,
+    targets: Targets,
 }
 
 impl Control {
-    /// Actions come from `socket`, which does not block; answers go to `events`.
-    pub fn new(
-        socket: UnixStream,
-        ged: Arc<Mutex<Ged>>,
-        latch: Arc<ExitLatch>,
-        vcpus: Vec<VcpuStats>,
-        events: Arc<events::Events>,
-    ) -> Self {
+    /// Actions on `targets` come from `socket`, which does not block.
+    pub fn new(socket: UnixStream, targets: Targets) -> Self {
         Self {
             socket,
             line: Vec::new(),
             skipping: false,
-            ged,
-            latch,
-            vcpus,
-            events,
+            targets,
         }
     }
 
@@ -96,18 +101,30 @@ impl Control {
     }
 
     fn act(&self, line: &[u8]) {
+        let Targets {
+            ged,
+            generation_id,
+            latch,
+            vcpus,
+            events,
+        } = &self.targets;
         match serde_json::from_slice(line) {
             Ok(Action::PowerButton) => {
-                let mut ged = self.ged.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut ged = ged.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = ged.notify(GedEvent::PowerButton) {
                     log::error!("The power button cannot be pressed: {error}");
                 }
             }
-            Ok(Action::Stop) => self.latch.set(ExitReason::Stopped),
-            Ok(Action::Stats) => match self.vcpus.iter().map(VcpuStats::read).collect() {
-                Ok(counters) => self.events.stats(counters),
+            Ok(Action::Stop) => latch.set(ExitReason::Stopped),
+            Ok(Action::Stats) => match vcpus.iter().map(VcpuStats::read).collect() {
+                Ok(counters) => events.stats(counters),
                 Err(error) => log::error!("KVM's counters cannot be read: {error}"),
             },
+            Ok(Action::RenewGenerationId) => {
+                if let Err(error) = generation_id.renew() {
+                    log::error!("The guest keeps its generation ID: {}", chain(&error));
+                }
+            }
             Err(error) => log::warn!("A control line is ignored: {error}"),
         }
     }
@@ -134,9 +151,13 @@ impl MutEventSubscriber for Control {
 mod tests {
     use super::*;
     use crate::clock::StartTime;
+    use crate::memory::testing::ram;
     use devices::bus::MutBusDevice;
     use std::io::Write;
+    use vm_memory::GuestAddress;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    const ID: u64 = 0x1000;
 
     struct World {
         control: Control,
@@ -154,15 +175,34 @@ mod tests {
             StartTime::new(None, None),
         ));
         World {
-            control: Control::new(ours, ged, latch, Vec::new(), events),
+            control: Control::new(
+                ours,
+                Targets {
+                    generation_id: GenerationId::new(
+                        Arc::new(ram(1)),
+                        GuestAddress(ID),
+                        ged.clone(),
+                    )
+                    .unwrap(),
+                    ged,
+                    latch,
+                    vcpus: Vec::new(),
+                    events,
+                },
+            ),
             parent,
         }
     }
 
-    fn pressed(world: &World) -> bool {
+    fn event_register(world: &World) -> u8 {
         let mut register = [0; 4];
-        world.control.ged.lock().unwrap().read(0, &mut register);
-        register[0] & 1 == 1
+        let ged = &world.control.targets.ged;
+        ged.lock().unwrap().read(0, &mut register);
+        register[0]
+    }
+
+    fn pressed(world: &World) -> bool {
+        event_register(world) == GedEvent::PowerButton as u8
     }
 
     #[test]
@@ -174,7 +214,7 @@ mod tests {
             .unwrap();
         assert!(world.control.pump());
         assert!(pressed(&world));
-        assert!(!world.control.latch.is_set());
+        assert!(!world.control.targets.latch.is_set());
     }
 
     #[test]
@@ -182,10 +222,16 @@ mod tests {
         let mut world = world();
         world.parent.write_all(b"{\"action\":").unwrap();
         world.control.pump();
-        assert!(!world.control.latch.is_set(), "half a line is no action");
+        assert!(
+            !world.control.targets.latch.is_set(),
+            "half a line is no action"
+        );
         world.parent.write_all(b"\"stop\"}\n").unwrap();
         world.control.pump();
-        assert_eq!(world.control.latch.reason(), Some(&ExitReason::Stopped));
+        assert_eq!(
+            world.control.targets.latch.reason(),
+            Some(&ExitReason::Stopped)
+        );
     }
 
     #[test]
@@ -199,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn another_generation_id_reaches_the_guest() {
+        let mut world = world();
+        let action = b"{\"action\":\"renew-generation-id\"}\n";
+        world.parent.write_all(action).unwrap();
+        world.control.pump();
+        assert_eq!(event_register(&world), GedEvent::GenerationId as u8);
+    }
+
+    #[test]
     fn nonsense_and_overlong_lines_are_skipped() {
         let mut world = world();
         let mut text = b"nonsense\n{\"action\":\"explode\"}\n".to_vec();
@@ -209,7 +264,7 @@ mod tests {
             world.control.pump();
         }
         assert!(
-            !world.control.latch.is_set(),
+            !world.control.targets.latch.is_set(),
             "the end of an overlong line is no action"
         );
         assert!(pressed(&world));
@@ -220,6 +275,6 @@ mod tests {
         let mut world = world();
         drop(world.parent);
         assert!(!world.control.pump());
-        assert!(!world.control.latch.is_set());
+        assert!(!world.control.targets.latch.is_set());
     }
 }

@@ -16,6 +16,8 @@ use crate::stats::Counters;
 enum Event<'a> {
     Running { us: u64 },
     BootTimer { us: u64 },
+    Panicked,
+    CrashLoaded,
     Stats { vcpus: Vec<Counters> },
     Exit { reason: &'a str, message: String },
 }
@@ -48,6 +50,16 @@ impl Events {
         let us = self.start.elapsed_us();
         self.send(&Event::BootTimer { us });
         us
+    }
+
+    /// The guest's kernel has panicked.
+    pub fn panicked(&self) {
+        self.send(&Event::Panicked);
+    }
+
+    /// The guest's kernel has panicked and starts its crash kernel.
+    pub fn crash_loaded(&self) {
+        self.send(&Event::CrashLoaded);
     }
 
     /// KVM's counters of each vCPU.

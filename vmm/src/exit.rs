@@ -17,6 +17,8 @@ pub enum ExitReason {
     Reboot,
     /// A vCPU faulted while it handled a double fault.
     TripleFault,
+    /// The guest's watchdog expired: it hangs.
+    Watchdog,
     /// The VMM's parent asked for an immediate end.
     Stopped,
     /// The VMM cannot go on.
@@ -30,6 +32,7 @@ impl ExitReason {
             Self::PowerOff => "poweroff",
             Self::Reboot => "reboot",
             Self::TripleFault => "triple-fault",
+            Self::Watchdog => "watchdog",
             Self::Stopped => "stopped",
             Self::Error(_) => "error",
         }
@@ -42,6 +45,7 @@ impl ExitReason {
             Self::Error(_) => 1,
             Self::Reboot => 16,
             Self::TripleFault => 17,
+            Self::Watchdog => 18,
         }
     }
 }
@@ -58,6 +62,7 @@ impl fmt::Display for ExitReason {
             Self::PowerOff => write!(f, "The guest powered off"),
             Self::Reboot => write!(f, "The guest asked for a reboot"),
             Self::TripleFault => write!(f, "A vCPU of the guest triple-faulted"),
+            Self::Watchdog => write!(f, "The guest's watchdog expired"),
             Self::Stopped => write!(f, "Stopped on request"),
             Self::Error(message) => f.write_str(message),
         }
@@ -74,6 +79,7 @@ mod tests {
             ExitReason::PowerOff,
             ExitReason::Reboot,
             ExitReason::TripleFault,
+            ExitReason::Watchdog,
             ExitReason::Stopped,
             ExitReason::Error("x".into()),
         ];
@@ -88,5 +94,6 @@ mod tests {
         assert_eq!(ExitReason::Error(String::new()).code(), 1);
         assert_eq!(ExitReason::Reboot.code(), 16);
         assert_eq!(ExitReason::TripleFault.code(), 17);
+        assert_eq!(ExitReason::Watchdog.code(), 18);
     }
 }

@@ -3,10 +3,11 @@
 //! ```text
 //! 0x0000_0500  GDT                     0x0002_0000  kernel command line
 //! 0x0000_6000  PVH start info          0x000e_0000  ACPI tables (RSDP first)
-//! 0x0000_7000  zero page               0x0010_0000  kernel, then the initrd at the end of low RAM
-//! 0x0000_8000  boot stack (down)       0xd000_0000  MMIO: boot timer, virtio-mmio devices
-//! 0x0000_9000  boot page tables        0xfec0_0000  IOAPIC, local APIC, KVM's own pages
-//! 0x0000_d000  end of boot structures  0x1_0000_0000  RAM above 4 GiB
+//! 0x0000_7000  zero page               0x000f_f000  generation ID
+//! 0x0000_8000  boot stack (down)       0x0010_0000  kernel, then the initrd at the end of low RAM
+//! 0x0000_9000  boot page tables        0xd000_0000  MMIO: boot timer, virtio-mmio devices
+//! 0x0000_d000  end of boot structures  0xfec0_0000  IOAPIC, local APIC, KVM's own pages
+//!                                      0x1_0000_0000  RAM above 4 GiB
 //! ```
 
 /// One kibibyte.
@@ -46,7 +47,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first, in the area that a PC's firmware reserves.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the ACPI area.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_f000;
+/// A page that the guest leaves alone, with the virtual machine generation ID at its start.
+pub const GENERATION_ID: u64 = ACPI_END;
 /// Kernels and initrds live from here on: start of RAM above the PC's legacy area.
 pub const HIGH_RAM: u64 = MIB;
 
@@ -73,8 +76,8 @@ pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + 0x1000;
 
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
-/// Interrupt line of the ACPI generic event device (power button).
-pub const POWER_BUTTON_IRQ: u32 = 5;
+/// Interrupt line of the ACPI generic event device (power button, generation ID).
+pub const GED_IRQ: u32 = 5;
 /// Interrupt line of the real-time clock.
 pub const RTC_IRQ: u32 = 8;
 /// Interrupt lines of a PC without an I/O APIC.
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn every_interrupt_line_has_one_user() {
         let mut lines = VIRTIO_IRQS.to_vec();
-        lines.extend([SERIAL_IRQ, POWER_BUTTON_IRQ, RTC_IRQ]);
+        lines.extend([SERIAL_IRQ, GED_IRQ, RTC_IRQ]);
         let users = lines.len();
         lines.sort_unstable();
         lines.dedup();
@@ -113,6 +116,7 @@ mod tests {
             (PAGE_DIRECTORY + 0x1000, CMDLINE),
             (CMDLINE + CMDLINE_CAPACITY as u64, LOW_RAM_END),
             (ACPI, ACPI_END),
+            (GENERATION_ID, HIGH_RAM),
         ];
         for (start, end) in ends {
             assert!(start < end, "{start:#x} is not below {end:#x}");

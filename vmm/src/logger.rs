@@ -1,5 +1,6 @@
 //! The log: one line for each record, to standard error or a file.
 
+use std::error::Error;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -71,6 +72,18 @@ pub fn init(id: &str, level: LevelFilter, path: Option<&Path>) -> io::Result<()>
         log::set_max_level(level);
     }
     Ok(())
+}
+
+/// An error with all its causes, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

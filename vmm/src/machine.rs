@@ -15,7 +15,7 @@ use crate::acpi::{self, AcpiError};
 use crate::boot::{self, BootError, cmdline};
 use crate::clock::StartTime;
 use crate::config::VmConfig;
-use crate::control::Control;
+use crate::control::{Control, Targets};
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
 use crate::device_thread::{DeviceThread, EndWatch};
@@ -134,7 +134,7 @@ impl Machine {
 
         let vm = Vm::new(&memory, config.vcpus)?;
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
-        let platform = platform::build(&vm, &mut ports, &mut mmio, &sink)?;
+        let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink)?;
         let workers = virtio::attach(&vm, &memory, &mut mmio, devices, &places)?;
         let count = config.vcpus.get();
         let vcpus = (0..count)
@@ -144,6 +144,7 @@ impl Machine {
         let mut event_loop = EventLoop::new().map_err(MachineError::EventLoop)?;
         event_loop.add_subscriber(Box::new(EndWatch::new(latch.clone())));
         event_loop.add_subscriber(Box::new(platform.serial_input));
+        event_loop.add_subscriber(Box::new(platform.watchdog));
         let mut device_threads = Vec::new();
         for (worker, thread) in workers {
             match thread {
@@ -154,14 +155,17 @@ impl Machine {
         if let Some(socket) = control {
             event_loop.add_subscriber(Box::new(Control::new(
                 socket,
-                platform.ged,
-                latch.clone(),
-                // A kernel before 5.14 has none to offer.
-                vcpus
-                    .iter()
-                    .filter_map(|vcpu| VcpuStats::open(vcpu).ok())
-                    .collect(),
-                events.clone(),
+                Targets {
+                    ged: platform.ged,
+                    generation_id: platform.generation_id,
+                    latch: latch.clone(),
+                    // A kernel before 5.14 has none to offer.
+                    vcpus: vcpus
+                        .iter()
+                        .filter_map(|vcpu| VcpuStats::open(vcpu).ok())
+                        .collect(),
+                    events: events.clone(),
+                },
             )));
         }
         let buses = Arc::new(Buses { ports, mmio });

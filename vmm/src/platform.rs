@@ -1,4 +1,4 @@
-//! The devices every guest has: serial port, clock, reset, power, boot timer.
+//! The devices every guest has: serial port, clock, reset, power, boot timer, generation ID, panic device, watchdog.
 
 use std::fs::File;
 use std::io;
@@ -9,16 +9,21 @@ use std::sync::{Arc, Mutex};
 use devices::bus::{Bus, BusError};
 use devices::legacy::acpi::{AcpiPower, GED_LEN, Ged, POWER_LEN};
 use devices::legacy::boot_timer::{self, BootTimer};
+use devices::legacy::generation_id::{GenerationId, GenerationIdError};
 use devices::legacy::i8042::{self, I8042};
+use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::rtc::{self, Rtc};
 use devices::legacy::serial::{self, Serial, SerialInput};
+use devices::legacy::watchdog::{self, Watchdog, WatchdogTimer};
 use devices::platform::{EventSink, PlatformEvent};
+use vm_memory::GuestAddress;
 
-use crate::acpi::{GED_PORT, POWER_PORT};
+use crate::acpi::{GED_PORT, POWER_PORT, WATCHDOG_PORT};
 use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
-use crate::layout::POWER_BUTTON_IRQ;
+use crate::layout::{GED_IRQ, GENERATION_ID};
+use crate::memory::GuestMemory;
 use crate::output::Output;
 use crate::vm::{Vm, VmError};
 
@@ -27,6 +32,10 @@ use crate::vm::{Vm, VmError};
 pub enum PlatformError {
     #[error("Cannot connect the serial port to standard input and output")]
     Serial(#[source] io::Error),
+    #[error("Cannot make the watchdog")]
+    Watchdog(#[source] io::Error),
+    #[error("Cannot give the guest its generation ID")]
+    GenerationId(#[source] GenerationIdError),
     #[error("Cannot place a device")]
     Bus(#[source] BusError),
     #[error("Cannot connect a device's interrupt")]
@@ -47,11 +56,16 @@ pub struct Platform {
     pub output: Output,
     /// Presses the power button.
     pub ged: Arc<Mutex<Ged>>,
+    /// Tells the guest that it is another one now.
+    pub generation_id: GenerationId,
+    /// Sees that the guest hangs.
+    pub watchdog: WatchdogTimer,
 }
 
 /// Puts the devices on the buses.
 pub fn build(
     vm: &Vm,
+    memory: &Arc<GuestMemory>,
     ports: &mut Bus,
     mmio: &mut Bus,
     sink: &EventSink,
@@ -80,8 +94,16 @@ pub fn build(
     )?;
     let power = AcpiPower::new(sink.clone());
     ports.insert(POWER_PORT.into(), POWER_LEN, Arc::new(Mutex::new(power)))?;
-    let ged = Arc::new(Mutex::new(Ged::new(line(POWER_BUTTON_IRQ)?)));
+    let ged = Arc::new(Mutex::new(Ged::new(line(GED_IRQ)?)));
     ports.insert(GED_PORT.into(), GED_LEN, ged.clone())?;
+
+    let generation_id = GenerationId::new(memory.clone(), GuestAddress(GENERATION_ID), ged.clone())
+        .map_err(PlatformError::GenerationId)?;
+    let panic = PvPanic::new(sink.clone());
+    ports.insert(pvpanic::PORT, pvpanic::LEN, Arc::new(Mutex::new(panic)))?;
+    let watchdog = Watchdog::new(sink.clone()).map_err(PlatformError::Watchdog)?;
+    let watchdog = Arc::new(Mutex::new(watchdog));
+    ports.insert(WATCHDOG_PORT.into(), watchdog::LEN, watchdog.clone())?;
 
     let timer = Arc::new(Mutex::new(BootTimer::new(sink.clone())));
     ports.insert(boot_timer::PORT, boot_timer::LEN, timer.clone())?;
@@ -90,6 +112,8 @@ pub fn build(
         serial_input,
         output,
         ged,
+        generation_id,
+        watchdog: WatchdogTimer::new(watchdog),
     })
 }
 
@@ -98,15 +122,24 @@ fn duplicate(stream: &impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 
-/// What happens when the guest says that it is off, resets itself, or has booted. Called on a vCPU's thread.
+/// What happens when the guest says that it is off, resets itself, has booted or panicked, or when it hangs.
 pub fn sink(latch: Arc<ExitLatch>, events: Arc<Events>, report_boot_time: bool) -> EventSink {
     // A guest may knock as often as it likes: only the first time means anything, and only that reaches the host.
-    let booted = AtomicBool::new(false);
+    let [booted, panicked, crashed] = [const { AtomicBool::new(false) }; 3];
+    let first = |said: &AtomicBool| !said.swap(true, Ordering::Relaxed);
     Arc::new(move |event| match event {
         PlatformEvent::PowerOff => latch.set(ExitReason::PowerOff),
         PlatformEvent::Reset => latch.set(ExitReason::Reboot),
-        PlatformEvent::BootTimer if booted.swap(true, Ordering::Relaxed) => {}
-        PlatformEvent::BootTimer => {
+        PlatformEvent::WatchdogExpired => latch.set(ExitReason::Watchdog),
+        PlatformEvent::Panicked if first(&panicked) => {
+            log::warn!("The guest's kernel has panicked");
+            events.panicked();
+        }
+        PlatformEvent::CrashLoaded if first(&crashed) => {
+            log::warn!("The guest's kernel has panicked and starts its crash kernel");
+            events.crash_loaded();
+        }
+        PlatformEvent::BootTimer if first(&booted) => {
             let us = events.boot_timer();
             if report_boot_time {
                 let cpu_us = events.start().cpu_us();
@@ -117,6 +150,7 @@ pub fn sink(latch: Arc<ExitLatch>, events: Arc<Events>, report_boot_time: bool) 
                 );
             }
         }
+        PlatformEvent::Panicked | PlatformEvent::CrashLoaded | PlatformEvent::BootTimer => {}
     })
 }
 
@@ -140,7 +174,10 @@ mod tests {
         for (event, reason) in [
             (PlatformEvent::PowerOff, Some(ExitReason::PowerOff)),
             (PlatformEvent::Reset, Some(ExitReason::Reboot)),
+            (PlatformEvent::WatchdogExpired, Some(ExitReason::Watchdog)),
             (PlatformEvent::BootTimer, None),
+            (PlatformEvent::Panicked, None),
+            (PlatformEvent::CrashLoaded, None),
         ] {
             let latch = Arc::new(ExitLatch::new().unwrap());
             let events = Arc::new(Events::new(None, StartTime::new(None, None)));
@@ -150,15 +187,22 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_knock_on_the_boot_timer_reaches_the_host() {
+    fn only_the_first_of_many_equal_words_reaches_the_host() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let events = Arc::new(Events::new(Some(theirs), StartTime::new(None, None)));
         let latch = Arc::new(ExitLatch::new().unwrap());
         let sink = sink(latch, events, false);
         for _ in 0..1000 {
             sink(PlatformEvent::BootTimer);
+            sink(PlatformEvent::Panicked);
+            sink(PlatformEvent::CrashLoaded);
         }
         drop(sink);
-        assert_eq!(BufReader::new(ours).lines().count(), 1);
+        let lines: Vec<_> = BufReader::new(ours).lines().map(Result::unwrap).collect();
+        assert!(lines[0].starts_with(r#"{"event":"boot-timer""#));
+        assert_eq!(
+            lines[1..],
+            [r#"{"event":"panicked"}"#, r#"{"event":"crash-loaded"}"#]
+        );
     }
 }

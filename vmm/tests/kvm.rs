@@ -94,6 +94,29 @@ fn events_come_in_order_and_count_from_the_parents_start() {
 }
 
 #[test]
+fn a_panic_is_told_and_the_guest_goes_on() {
+    if !have_kvm() {
+        return;
+    }
+    let run = run(&Code::new().panic().panic().print("on").power_off());
+    assert_eq!(run.stdout, b"on", "{run:?}");
+    let panics = run.events.iter().filter(|e| e["event"] == "panicked");
+    assert_eq!(panics.count(), 1, "{run:?}");
+}
+
+#[test]
+fn a_guest_that_leaves_its_watchdog_alone_is_ended() {
+    if !have_kvm() {
+        return;
+    }
+    for hang in [Code::spin, Code::halt] {
+        let run = run(&hang(Code::new().watchdog()));
+        assert_eq!(run.code, Some(18), "{run:?}");
+        assert_eq!(run.events.last().unwrap()["reason"], "watchdog", "{run:?}");
+    }
+}
+
+#[test]
 fn input_reaches_the_guest_and_its_end_does_not_end_the_guest() {
     if !have_kvm() {
         return;

@@ -78,6 +78,8 @@ pub const GED_LEN: u64 = 4;
 pub enum GedEvent {
     /// The power button was pressed: `_EVT` notifies the power button device with 0x80.
     PowerButton = 1 << 0,
+    /// The generation ID has changed: `_EVT` notifies its device with 0x80.
+    GenerationId = 1 << 1,
 }
 
 /// The generic event device: a 32-bit register of pending events, cleared by reading it, and an

@@ -2,6 +2,9 @@
 
 pub mod acpi;
 pub mod boot_timer;
+pub mod generation_id;
 pub mod i8042;
+pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod watchdog;

@@ -16,9 +16,13 @@ pub enum Event {
         /// Microseconds.
         us: u64,
     },
+    /// The guest's kernel has panicked; the guest decides what follows.
+    Panicked,
+    /// The guest's kernel has panicked and starts its crash kernel.
+    CrashLoaded,
     /// The VMM ends; its exit status says the same in short.
     Exit {
-        /// `poweroff`, `reboot`, `triple-fault`, `stopped` or `error`.
+        /// `poweroff`, `reboot`, `triple-fault`, `watchdog`, `stopped` or `error`.
         reason: String,
         /// More about it, may be empty.
         #[serde(default)]
@@ -61,6 +65,8 @@ mod tests {
             read(r#"{"event":"boot-timer","us":7}"#),
             Event::BootTimer { us: 7 }
         );
+        assert_eq!(read(r#"{"event":"panicked"}"#), Event::Panicked);
+        assert_eq!(read(r#"{"event":"crash-loaded"}"#), Event::CrashLoaded);
         let exit = Event::Exit {
             reason: "reboot".to_owned(),
             message: String::new(),

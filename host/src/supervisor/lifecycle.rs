@@ -44,6 +44,8 @@ pub enum End {
     Reboot,
     /// The guest's CPU gave up.
     TripleFault,
+    /// The guest's watchdog expired.
+    Watchdog,
     /// The VMM refused its configuration or its arguments.
     Refused,
     /// Any other exit code.
@@ -60,6 +62,7 @@ impl End {
             WaitStatus::Exited(_, 0) => Some(Self::Clean),
             WaitStatus::Exited(_, 16) => Some(Self::Reboot),
             WaitStatus::Exited(_, 17) => Some(Self::TripleFault),
+            WaitStatus::Exited(_, 18) => Some(Self::Watchdog),
             WaitStatus::Exited(_, 152 | 153) => Some(Self::Refused),
             WaitStatus::Exited(_, code) => Some(Self::Error(code)),
             WaitStatus::Signaled(_, signal, _) => Some(Self::Signal(signal)),
@@ -74,6 +77,7 @@ impl fmt::Display for End {
             Self::Clean => f.write_str("powered off"),
             Self::Reboot => f.write_str("rebooted"),
             Self::TripleFault => f.write_str("triple fault"),
+            Self::Watchdog => f.write_str("its watchdog expired"),
             Self::Refused => f.write_str("the VMM refused its configuration"),
             Self::Error(1) => f.write_str("VMM error"),
             Self::Error(code) => write!(f, "VMM exit code {code}"),
@@ -218,6 +222,7 @@ mod tests {
         assert_eq!(end(1), Some(End::Error(1)));
         assert_eq!(end(16), Some(End::Reboot));
         assert_eq!(end(17), Some(End::TripleFault));
+        assert_eq!(end(18), Some(End::Watchdog));
         assert_eq!(end(152), Some(End::Refused));
         assert_eq!(end(153), Some(End::Refused));
         assert_eq!(End::from_status(WaitStatus::StillAlive), None);

@@ -29,6 +29,10 @@ impl Supervisor {
                     self.became_ready(index);
                 }
             }
+            Event::Panicked => guest.log("the kernel has panicked".to_owned()),
+            Event::CrashLoaded => {
+                guest.log("the kernel has panicked and starts its crash kernel".to_owned());
+            }
             Event::Exit { reason, .. } => guest.log(format!("end: {reason}")),
         }
     }

@@ -8,11 +8,11 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use devices::legacy::acpi::{GED_LEN, GedEvent, SLEEP_TYPE_S5};
-use devices::legacy::{rtc, serial};
+use devices::legacy::{pvpanic, rtc, serial};
 
 use super::{GED_PORT, OEM, OEM_REVISION, OEM_TABLE};
 use crate::boot::cmdline::MmioDevice;
-use crate::layout::{POWER_BUTTON_IRQ, RTC_IRQ};
+use crate::layout::{GED_IRQ, GENERATION_ID, RTC_IRQ};
 
 /// Bytes of a table's header.
 const HEADER_BYTES: u32 = 36;
@@ -20,6 +20,8 @@ const HEADER_BYTES: u32 = 36;
 const REVISION: u8 = 2;
 /// Notification of a pressed button (ACPI 6.5 §4.8.3.2).
 const BUTTON_PRESSED: u8 = 0x80;
+/// Notification of another generation ID.
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// Builds the table.
 pub(super) fn build(vcpus: u8, devices: &[MmioDevice]) -> Sdt {
@@ -31,7 +33,9 @@ pub(super) fn build(vcpus: u8, devices: &[MmioDevice]) -> Sdt {
     for (index, device) in devices.iter().enumerate() {
         virtio(&mut aml, index, *device);
     }
-    power_button(&mut aml);
+    panic_device(&mut aml);
+    generation_id(&mut aml);
+    events(&mut aml);
     let mut table = Sdt::new(
         *b"DSDT",
         HEADER_BYTES,
@@ -130,8 +134,38 @@ fn virtio(sink: &mut dyn AmlSink, index: usize, place: MmioDevice) {
     );
 }
 
-/// The power button, and the generic event device (ACPI 6.5 §5.6.9) by which it is pressed.
-fn power_button(sink: &mut dyn AmlSink) {
+/// The panic device, by the name that QEMU gave it and every Linux knows.
+fn panic_device(sink: &mut dyn AmlSink) {
+    device(
+        sink,
+        "PVPN",
+        &[
+            &name("_HID", &"QEMU0001"),
+            &name("_UID", &ZERO),
+            &resources(&[&ports(pvpanic::PORT, pvpanic::LEN)]),
+        ],
+    );
+}
+
+/// The generation ID: the second name is the one that its specification gives, too long for ACPI but asked for.
+fn generation_id(sink: &mut dyn AmlSink) {
+    let (low, high) = (GENERATION_ID & 0xffff_ffff, GENERATION_ID >> 32);
+    device(
+        sink,
+        "VGEN",
+        &[
+            &name("_HID", &"VMGENCTR"),
+            &name("_CID", &"VM_Gen_Counter"),
+            &name("_DDN", &"VM_Gen_Counter"),
+            &name("_UID", &ZERO),
+            &name("ADDR", &Package::new(vec![&low, &high])),
+        ],
+    );
+}
+
+/// The power button, and the generic event device (ACPI 6.5 §5.6.9) by which it is pressed and the generation ID is
+/// told to have changed.
+fn events(sink: &mut dyn AmlSink) {
     device(sink, "PWRB", &[&name("_HID", &EISAName::new("PNP0C0C"))]);
     let field = Field::new(
         "GEDR".into(),
@@ -141,21 +175,36 @@ fn power_button(sink: &mut dyn AmlSink) {
         vec![FieldEntry::Named(*b"GEVT", 32)],
     );
     // The register clears itself when it is read: once, into a local.
-    let pressed = GedEvent::PowerButton as u32;
-    let (register, button) = (Path::new("GEVT"), Path::new("\\_SB_.PWRB"));
+    let register = Path::new("GEVT");
     let take = Store::new(&Local(0), &register);
-    let mask = And::new(&Local(1), &Local(0), &pressed);
+
+    let pressed = GedEvent::PowerButton as u32;
+    let button = Path::new("\\_SB_.PWRB");
+    let mask_button = And::new(&Local(1), &Local(0), &pressed);
     let is_pressed = Equal::new(&Local(1), &pressed);
-    let notify = Notify::new(&button, &BUTTON_PRESSED);
-    let notify = If::new(&is_pressed, vec![&notify]);
-    let event = Method::new("_EVT".into(), 1, true, vec![&take, &mask, &notify]);
+    let press = Notify::new(&button, &BUTTON_PRESSED);
+    let press = If::new(&is_pressed, vec![&press]);
+
+    let renewed = GedEvent::GenerationId as u32;
+    let id = Path::new("\\_SB_.VGEN");
+    let mask_id = And::new(&Local(1), &Local(0), &renewed);
+    let is_renewed = Equal::new(&Local(1), &renewed);
+    let renew = Notify::new(&id, &GENERATION_CHANGED);
+    let renew = If::new(&is_renewed, vec![&renew]);
+
+    let event = Method::new(
+        "_EVT".into(),
+        1,
+        true,
+        vec![&take, &mask_button, &press, &mask_id, &renew],
+    );
     device(
         sink,
         "GED_",
         &[
             &name("_HID", &"ACPI0013"),
             &name("_UID", &ZERO),
-            &resources(&[&interrupt(POWER_BUTTON_IRQ)]),
+            &resources(&[&interrupt(GED_IRQ)]),
             &OpRegion::new("GEDR".into(), OpRegionSpace::SystemIO, &GED_PORT, &GED_LEN),
             &field,
             &event,

@@ -3,6 +3,7 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod wdat;
 
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
@@ -26,6 +27,9 @@ const TABLE_ALIGNMENT: usize = 16;
 pub const POWER_PORT: u16 = 0x600;
 /// I/O port of the generic event device.
 pub const GED_PORT: u16 = 0x604;
+
+/// I/O ports of the watchdog.
+pub const WATCHDOG_PORT: u16 = 0x610;
 
 /// Why the tables could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -63,16 +67,18 @@ pub fn write(memory: &GuestMemory, vcpus: u8, devices: &[MmioDevice]) -> Result<
     Ok(ACPI)
 }
 
-/// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, XSDT.
+/// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, WDAT, XSDT.
 fn build(vcpus: u8, devices: &[MmioDevice]) -> Vec<u8> {
     // The RSDP comes first and points to the XSDT, which comes last: its place is known when the rest is there.
     let mut bytes = vec![0; Rsdp::len()];
     let dsdt = append(&mut bytes, &dsdt::build(vcpus, devices));
     let fadt = append(&mut bytes, &fadt::build(dsdt));
     let madt = append(&mut bytes, &madt::build(vcpus));
+    let wdat = append(&mut bytes, &wdat::build());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(wdat);
     let xsdt = append(&mut bytes, &xsdt);
     let mut rsdp = Vec::with_capacity(Rsdp::len());
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
@@ -142,7 +148,7 @@ mod tests {
             assert_eq!(sum(&bytes[..36]), 0);
             let tables = tables(&bytes);
             let names: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
-            assert_eq!(names, [b"XSDT", b"FACP", b"DSDT", b"APIC"]);
+            assert_eq!(names, [b"XSDT", b"FACP", b"DSDT", b"APIC", b"WDAT"]);
             for table in tables {
                 assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(&table[..4]));
             }

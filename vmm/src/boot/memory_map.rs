@@ -2,7 +2,7 @@
 
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::layout::{ACPI, ACPI_END, HIGH_RAM, LOW_RAM_END};
+use crate::layout::{ACPI, ACPI_END, GENERATION_ID, HIGH_RAM, LOW_RAM_END};
 use crate::memory::GuestMemory;
 
 /// What a range of addresses is for; the numbers are those of e820 and of PVH's memory map.
@@ -11,6 +11,8 @@ use crate::memory::GuestMemory;
 pub enum Kind {
     /// RAM, free for the guest.
     Ram = 1,
+    /// Not RAM, whatever is there.
+    Reserved = 2,
     /// ACPI tables: RAM once they are read.
     Acpi = 3,
 }
@@ -38,6 +40,11 @@ pub fn memory_map(memory: &GuestMemory) -> Vec<MemoryRange> {
             start: ACPI,
             size: ACPI_END - ACPI,
             kind: Kind::Acpi,
+        },
+        MemoryRange {
+            start: GENERATION_ID,
+            size: HIGH_RAM - GENERATION_ID,
+            kind: Kind::Reserved,
         },
     ];
     for region in memory.iter() {
@@ -71,7 +78,7 @@ mod tests {
         for pair in map.windows(2) {
             assert!(pair[0].start + pair[0].size <= pair[1].start, "{pair:x?}");
         }
-        let high: u64 = map[2..].iter().map(|range| range.size).sum();
+        let high: u64 = map[3..].iter().map(|range| range.size).sum();
         assert_eq!(high, 19 * MIB, "all RAM above 1 MiB is in the map");
     }
 }

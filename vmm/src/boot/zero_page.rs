@@ -101,7 +101,7 @@ mod tests {
             memory
                 .read_obj::<u8>(GuestAddress(ZERO_PAGE + 0x1e8))
                 .unwrap(),
-            3
+            4
         );
     }
 }

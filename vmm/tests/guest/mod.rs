@@ -33,6 +33,23 @@ impl Code {
         self.bytes(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
     }
 
+    /// mov dx, port; mov eax, value; out dx, eax
+    fn out_long(self, port: u16, value: u32) -> Self {
+        let [low, high] = port.to_le_bytes();
+        self.bytes(&[0x66, 0xba, low, high, 0xb8])
+            .bytes(&value.to_le_bytes())
+            .bytes(&[0xef])
+    }
+
+    pub fn panic(self) -> Self {
+        self.out(0x505, 1)
+    }
+
+    /// Starts the watchdog with a period of one second.
+    pub fn watchdog(self) -> Self {
+        self.out_long(0x614, 10).out_long(0x610, 1)
+    }
+
     pub fn print(self, text: &str) -> Self {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
     }

@@ -14,10 +14,6 @@ const CONTROL_FD: i32 = 3;
 
 /// What one run of the VMM left behind.
 #[derive(Debug)]
-#[expect(
-    dead_code,
-    reason = "some fields are only for failure messages, and not every test looks at all"
-)]
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
