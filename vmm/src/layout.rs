@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x0000_0500  GDT                     0x0002_0000  kernel command line
-//! 0x0000_6000  PVH start info          0x000e_0000  ACPI tables (RSDP first)
+//! 0x0000_6000  PVH or Multiboot info   0x000e_0000  ACPI tables (RSDP first)
 //! 0x0000_7000  zero page               0x000f_f000  generation ID
 //! 0x0000_8000  boot stack (down)       0x0010_0000  kernel, then the initrd at the end of low RAM
 //! 0x0000_9000  boot page tables        0xd000_0000  MMIO: boot timer, virtio-mmio devices
@@ -27,6 +27,14 @@ pub const PVH_START_INFO: u64 = 0x6000;
 pub const PVH_MODULES: u64 = 0x6040;
 /// PVH memory map.
 pub const PVH_MEMORY_MAP: u64 = 0x6080;
+/// Multiboot information, in the place of the PVH start info: a kernel gets one of them.
+pub const MULTIBOOT_INFO: u64 = PVH_START_INFO;
+/// Multiboot module list (the initrd).
+pub const MULTIBOOT_MODULES: u64 = 0x6080;
+/// Name of the boot loader.
+pub const MULTIBOOT_LOADER_NAME: u64 = 0x60c0;
+/// Multiboot memory map.
+pub const MULTIBOOT_MEMORY_MAP: u64 = 0x6100;
 /// Linux `struct boot_params`, "zero page" (x86 boot protocol).
 pub const ZERO_PAGE: u64 = 0x7000;
 /// Stack at the entry to the kernel; grows down towards the zero page's end.
@@ -110,6 +118,10 @@ mod tests {
             (PVH_START_INFO, PVH_MODULES),
             (PVH_MODULES, PVH_MEMORY_MAP),
             (PVH_MEMORY_MAP, ZERO_PAGE),
+            (MULTIBOOT_INFO, MULTIBOOT_MODULES),
+            (MULTIBOOT_MODULES, MULTIBOOT_LOADER_NAME),
+            (MULTIBOOT_LOADER_NAME, MULTIBOOT_MEMORY_MAP),
+            (MULTIBOOT_MEMORY_MAP, ZERO_PAGE),
             (ZERO_PAGE + 0x1000, BOOT_STACK),
             (PML4, PDPT),
             (PDPT, PAGE_DIRECTORY),

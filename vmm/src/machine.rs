@@ -18,6 +18,7 @@ use crate::config::VmConfig;
 use crate::control::{Control, Targets};
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
+use crate::cpu::template::{self, TemplateError};
 use crate::device_thread::{DeviceThread, EndWatch};
 use crate::events::Events;
 use crate::exit::ExitReason;
@@ -55,6 +56,8 @@ pub enum MachineError {
     Platform(#[from] PlatformError),
     #[error("Cannot give the guest its virtio devices")]
     Virtio(#[from] VirtioError),
+    #[error("Cannot give the guest the processor it asks for")]
+    Template(#[from] TemplateError),
     #[error("Cannot give the guest its vCPUs")]
     Vcpu(#[from] VcpuError),
     #[error("Cannot write the boot descriptors into guest memory")]
@@ -78,6 +81,7 @@ impl MachineError {
             Self::Boot(error) => !matches!(error, BootError::WriteMemory { .. }),
             Self::Memory(error) => matches!(error, MemoryError::MoreThanHost { .. }),
             Self::Virtio(error) => error.is_configuration(),
+            Self::Template(error) => matches!(error, TemplateError::Missing { .. }),
             Self::Vm(error) => matches!(error, VmError::TooManyVcpus { .. }),
             _ => false,
         }
@@ -136,9 +140,11 @@ impl Machine {
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink)?;
         let workers = virtio::attach(&vm, &memory, &mut mmio, devices, &places)?;
+        let cpuid = template::apply(config.cpu.template, vm.supported_cpuid())?;
         let count = config.vcpus.get();
+        let threads = config.cpu.threads_per_core();
         let vcpus = (0..count)
-            .map(|id| vcpu::create(&vm, Place { id, count }, entry))
+            .map(|id| vcpu::create(&vm, &cpuid, Place { id, count, threads }, entry))
             .collect::<Result<Vec<_>, _>>()?;
 
         let mut event_loop = EventLoop::new().map_err(MachineError::EventLoop)?;

@@ -168,6 +168,18 @@ fn the_guest_finds_memory_command_line_and_tables_at_its_entry() {
 }
 
 #[test]
+fn a_multiboot_kernel_finds_what_it_was_promised() {
+    if !have_kvm() {
+        return;
+    }
+    let code = Code::new().print_multiboot_info().power_off();
+    let run = process::run(&config(code.multiboot_image(), "", 2), &[]);
+    // The magic number, the flags, "c" of the command line, "D" of the loader.
+    assert_eq!(run.stdout, b"\x02\xb0\xad\x2b\x45\x02\0\0cD", "{run:?}");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+#[test]
 fn every_vcpu_can_be_created() {
     if !have_kvm() {
         return;

@@ -37,6 +37,26 @@ pub fn is_elf(head: &[u8]) -> bool {
     head.starts_with(&MAGIC[..4])
 }
 
+/// Whether it says it is ELF of 64 bits.
+pub fn is_elf64(head: &[u8]) -> bool {
+    head.starts_with(&MAGIC)
+}
+
+/// Whether the image of `size` bytes has a PVH entry.
+pub fn has_pvh_entry(path: &Path, file: &File, size: u64) -> Result<bool, BootError> {
+    let mut header = [0; HEADER_BYTES];
+    if size < HEADER_BYTES as u64 {
+        return Err(truncated(path, "the ELF header", HEADER_BYTES as u64, size));
+    }
+    read_at(file, path, 0, &mut header)?;
+    for segment in read_segments(path, file, size, &header)? {
+        if segment.kind == SEGMENT_NOTE && find_pvh(path, file, &segment)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// One program header.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
@@ -67,7 +87,7 @@ pub fn load(
     let entry = match (protocol, checked.pvh_entry) {
         (BootProtocol::Pvh, None) => return Err(BootError::NoPvhEntry { path: path.into() }),
         (BootProtocol::Pvh | BootProtocol::Auto, Some(rip)) => Entry::Pvh { rip },
-        (BootProtocol::Linux64, _) | (BootProtocol::Auto, None) => {
+        (BootProtocol::Linux64 | BootProtocol::Multiboot, _) | (BootProtocol::Auto, None) => {
             Entry::Linux64 { rip: checked.entry }
         }
     };

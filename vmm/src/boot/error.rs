@@ -50,6 +50,11 @@ pub enum BootError {
     #[error("{path} has no PVH entry point, which boot_protocol \"pvh\" asks for", path = .path.display())]
     NoPvhEntry { path: PathBuf },
     #[error(
+        "{path} has no Multiboot header in its first 8 KiB, which boot_protocol \"multiboot\" asks for",
+        path = .path.display()
+    )]
+    NoMultibootHeader { path: PathBuf },
+    #[error(
         "{path} needs guest memory from {start:#x} to {end:#x}, the guest has {ram:#x} bytes below 4 GiB: give it more memory",
         path = .path.display()
     )]

@@ -2,7 +2,7 @@
 //!
 //! The format of a kernel image is told by its content. An ELF image that has a PVH entry is started through it unless
 //! the configuration says otherwise: PVH needs no page tables of ours, and Firecracker does the same. A bzImage is
-//! started at its 64-bit entry.
+//! started at its 64-bit entry. A file with a Multiboot header and neither of these is started by that.
 
 pub mod bzimage;
 pub mod cmdline;
@@ -10,6 +10,7 @@ pub mod elf;
 mod error;
 pub mod initrd;
 mod memory_map;
+pub mod multiboot;
 pub mod paging;
 pub mod pvh;
 pub mod zero_page;
@@ -29,11 +30,23 @@ use crate::config::{BootConfig, BootProtocol};
 use crate::layout::HIGH_RAM;
 use crate::memory::{self, GuestMemory};
 
+/// Bytes at the start of a file that tell every format apart.
+const HEAD_BYTES: usize = if bzimage::HEADER_END > multiboot::SEARCH_BYTES {
+    bzimage::HEADER_END
+} else {
+    multiboot::SEARCH_BYTES
+};
+
 /// Where and how the boot vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// 32-bit protected mode without paging, `EBX` = start info (PVH).
     Pvh {
+        /// Physical address of the first instruction.
+        rip: u64,
+    },
+    /// 32-bit protected mode without paging, `EBX` = Multiboot information.
+    Multiboot {
         /// Physical address of the first instruction.
         rip: u64,
     },
@@ -80,6 +93,7 @@ pub fn load(
     let map = memory_map(memory);
     match kernel.entry {
         Entry::Pvh { .. } => pvh::write(memory, &map, initrd, rsdp)?,
+        Entry::Multiboot { .. } => multiboot::write(memory, &map, initrd)?,
         Entry::Linux64 { .. } => {
             zero_page::write(
                 memory,
@@ -106,11 +120,19 @@ fn load_kernel(
         .map_err(|source| BootError::read(path, source))?
         .len();
     // Enough of the file to tell every format apart, in one read.
-    let mut head = Vec::with_capacity(bzimage::HEADER_END);
+    let mut head = Vec::with_capacity(HEAD_BYTES);
     (&mut file)
-        .take(bzimage::HEADER_END as u64)
+        .take(HEAD_BYTES as u64)
         .read_to_end(&mut head)
         .map_err(|source| BootError::read(path, source))?;
+    if let Some(header) = multiboot::find(&head)
+        && wants_multiboot(path, &file, size, &head, protocol)?
+    {
+        return multiboot::load(memory, path, &mut file, size, header);
+    }
+    if protocol == BootProtocol::Multiboot {
+        return Err(BootError::NoMultibootHeader { path: path.into() });
+    }
     if elf::is_elf(&head) {
         elf::load(memory, path, &mut file, size, protocol)
     } else if bzimage::is_bzimage(&head) {
@@ -121,6 +143,26 @@ fn load_kernel(
             size,
             head: head.iter().take(4).copied().collect(),
         })
+    }
+}
+
+/// Whether a kernel that has a Multiboot header is to be started by it: when it is asked for, or when it has none of the
+/// better ways.
+fn wants_multiboot(
+    path: &Path,
+    file: &File,
+    size: u64,
+    head: &[u8],
+    protocol: BootProtocol,
+) -> Result<bool, BootError> {
+    match protocol {
+        BootProtocol::Multiboot => Ok(true),
+        BootProtocol::Pvh | BootProtocol::Linux64 => Ok(false),
+        BootProtocol::Auto if bzimage::is_bzimage(head) => Ok(false),
+        BootProtocol::Auto if elf::is_elf64(head) => {
+            elf::has_pvh_entry(path, file, size).map(|has| !has)
+        }
+        BootProtocol::Auto => Ok(true),
     }
 }
 

@@ -12,19 +12,21 @@ pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i
 /// Which of a kernel image's entry points to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BootProtocol {
-    /// PVH if an ELF image offers it, otherwise the Linux 64-bit entry.
+    /// PVH if an ELF image offers it, then Multiboot, otherwise the Linux 64-bit entry.
     #[default]
     Auto,
     /// The PVH entry; an image without it is refused.
     Pvh,
     /// The Linux 64-bit entry with a zero page.
     Linux64,
+    /// The entry that a Multiboot header names; an image without one is refused.
+    Multiboot,
 }
 
 /// What the guest boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootConfig {
-    /// Kernel image: bzImage or ELF, told apart by content.
+    /// Kernel image: bzImage, ELF or Multiboot, told apart by content.
     pub kernel: PathBuf,
     /// Initial RAM file system.
     pub initrd: Option<PathBuf>,

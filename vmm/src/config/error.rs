@@ -32,6 +32,10 @@ pub enum ConfigError {
         max: i64,
         unit: &'static str,
     },
+    #[error(
+        "machine-config.smt gives each core two threads, which {vcpus} vCPUs do not: make machine-config.vcpu_count even"
+    )]
+    OddThreads { vcpus: u8 },
     #[error("{field} is empty")]
     Empty { field: &'static str },
     #[error("{what} is not supported yet: remove it from the configuration")]

@@ -4,6 +4,7 @@
 //! requests.
 
 mod boot;
+mod cpu;
 mod drive;
 mod error;
 pub mod firecracker;
@@ -12,6 +13,7 @@ mod net;
 mod rate_limiter;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
+pub use cpu::{CpuConfig, CpuTemplate};
 pub use drive::{DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
@@ -28,6 +30,8 @@ pub const MAX_VIRTIO_DEVICES: usize = layout::VIRTIO_IRQS.len();
 pub struct VmConfig {
     /// Number of virtual CPUs.
     pub vcpus: VcpuCount,
+    /// What the vCPUs are.
+    pub cpu: CpuConfig,
     /// Guest memory.
     pub memory: MemorySize,
     /// Kernel, initrd and command line.

@@ -1,7 +1,7 @@
 //! What a vCPU says about itself: KVM's supported CPUID, with each vCPU's place in the topology written in.
 //!
-//! The guest sees one package with as many cores as it has vCPUs, one thread each, and one last-level cache for all.
-//! The APIC ID is the vCPU's number.
+//! The guest sees one package with as many logical processors as it has vCPUs, one or two to a core, and one last-level
+//! cache for all. The APIC ID is the vCPU's number.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -12,23 +12,46 @@ pub struct Place {
     pub id: u8,
     /// Number of vCPUs.
     pub count: u8,
+    /// vCPUs of one core: 1 or 2.
+    pub threads: u8,
 }
 
 impl Place {
-    /// Bits of an APIC ID that number the cores of the package.
-    fn core_bits(self) -> u32 {
-        u32::from(self.count.max(1))
-            .next_power_of_two()
-            .trailing_zeros()
+    /// Bits of an APIC ID that number the logical processors of the package.
+    fn package_bits(self) -> u32 {
+        bits(self.processors())
+    }
+
+    /// Those of them that number the threads of a core.
+    fn thread_bits(self) -> u32 {
+        bits(self.threads())
     }
 
     fn apic_id(self) -> u32 {
         self.id.into()
     }
 
-    fn cores(self) -> u32 {
+    fn processors(self) -> u32 {
         self.count.max(1).into()
     }
+
+    fn threads(self) -> u32 {
+        self.threads.max(1).into()
+    }
+
+    /// How many processors share a cache of `level`, less one.
+    fn sharing(self, level: u32) -> u32 {
+        if level >= 3 {
+            self.processors() - 1
+        } else {
+            self.threads() - 1
+        }
+    }
+}
+
+/// Bits that number `count` things.
+fn bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
 }
 
 /// What of the host decides about the guest's CPUID.
@@ -58,6 +81,9 @@ const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001 `ECX` bit 1: the cores of the package are counted in leaf 1 (AMD).
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
+/// The topology leaf and its successor, the same for what there is here.
+const TOPOLOGY: u32 = 0xb;
+const TOPOLOGY_2: u32 = 0x1f;
 /// Leaf 0xb: level types.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -81,7 +107,7 @@ pub fn patch(
         .filter(|entry| {
             !matches!(
                 entry.function,
-                0xb | 0x1f | HYPERVISOR_FREQUENCIES | SVM_FEATURES
+                TOPOLOGY | TOPOLOGY_2 | HYPERVISOR_FREQUENCIES | SVM_FEATURES
             )
         })
         .copied()
@@ -89,12 +115,13 @@ pub fn patch(
     for entry in &mut entries {
         patch_entry(entry, place, host);
     }
-    if supported
-        .as_slice()
-        .iter()
-        .any(|entry| entry.function == 0 && entry.eax >= 0xb)
+    let highest = entries.iter().find(|entry| entry.function == 0);
+    let highest = highest.map_or(0, |entry| entry.eax);
+    for leaf in [TOPOLOGY, TOPOLOGY_2]
+        .into_iter()
+        .filter(|leaf| *leaf <= highest)
     {
-        entries.extend(topology(place));
+        entries.extend(topology(leaf, place));
     }
     if let Some(khz) = host.tsc_khz {
         entries.push(kvm_cpuid_entry2 {
@@ -111,45 +138,43 @@ fn patch_entry(entry: &mut kvm_cpuid_entry2, place: Place, host: Host) {
     match entry.function {
         0x1 => {
             entry.ebx &= 0xffff;
-            entry.ebx |= place.cores() << LEAF1_EBX_COUNT_SHIFT;
+            entry.ebx |= place.processors() << LEAF1_EBX_COUNT_SHIFT;
             entry.ebx |= place.apic_id() << LEAF1_EBX_APIC_SHIFT;
             entry.ecx |= LEAF1_ECX_HYPERVISOR;
             entry.ecx &= !LEAF1_ECX_VMX;
             set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, host.tsc_deadline);
-            set(&mut entry.edx, LEAF1_EDX_HTT, place.cores() > 1);
+            set(&mut entry.edx, LEAF1_EDX_HTT, place.processors() > 1);
         }
         // Caches of Intel: sharing in bits 14-25, cores in the package in bits 26-31, each less one.
         0x4 if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 7;
-            let sharing = if level >= 3 { place.cores() - 1 } else { 0 };
             entry.eax &= 0x3fff;
-            entry.eax |= sharing << 14;
-            entry.eax |= ((1 << place.core_bits()) - 1) << 26;
+            entry.eax |= place.sharing(level) << 14;
+            entry.eax |= ((1 << (place.package_bits() - place.thread_bits())) - 1) << 26;
         }
         KVM_SIGNATURE if host.tsc_khz.is_some() => {
             entry.eax = entry.eax.max(HYPERVISOR_FREQUENCIES);
         }
         0x8000_0001 => {
-            let counted = is_amd(entry.ecx) && place.cores() > 1;
+            let counted = is_amd(entry.ecx) && place.processors() > 1;
             set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, counted);
             entry.ecx &= !EXT1_ECX_SVM;
         }
-        // Cores of AMD: number less one, bits of an APIC ID that number them.
+        // Processors of AMD: number less one, bits of an APIC ID that number them.
         0x8000_0008 => {
             entry.ecx &= !0xf0ff;
-            entry.ecx |= (place.cores() - 1) | place.core_bits() << 12;
+            entry.ecx |= (place.processors() - 1) | place.package_bits() << 12;
         }
         // Caches of AMD: sharing in bits 14-25.
         0x8000_001d if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 7;
-            let sharing = if level >= 3 { place.cores() - 1 } else { 0 };
             entry.eax &= 0x3fff;
-            entry.eax |= sharing << 14;
+            entry.eax |= place.sharing(level) << 14;
         }
-        // Place of AMD: APIC ID; core with one thread; node 0 of 1.
+        // Place of AMD: APIC ID; core and its threads less one; node 0 of 1.
         0x8000_001e => {
             entry.eax = place.apic_id();
-            entry.ebx = place.apic_id();
+            entry.ebx = place.apic_id() >> place.thread_bits() | (place.threads() - 1) << 8;
             entry.ecx = 0;
             entry.edx = 0;
         }
@@ -170,10 +195,10 @@ fn set(register: &mut u32, mask: u32, on: bool) {
     }
 }
 
-/// Leaf 0xb: threads of a core, cores of the package, the end.
-fn topology(place: Place) -> [kvm_cpuid_entry2; 3] {
+/// Threads of a core, processors of the package, the end.
+fn topology(leaf: u32, place: Place) -> [kvm_cpuid_entry2; 3] {
     let level = |index, shift, count, kind: u32| kvm_cpuid_entry2 {
-        function: 0xb,
+        function: leaf,
         index,
         flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
         eax: shift,
@@ -183,8 +208,8 @@ fn topology(place: Place) -> [kvm_cpuid_entry2; 3] {
         ..Default::default()
     };
     [
-        level(0, 0, 1, LEVEL_THREAD),
-        level(1, place.core_bits(), place.cores(), LEVEL_CORE),
+        level(0, place.thread_bits(), place.threads(), LEVEL_THREAD),
+        level(1, place.package_bits(), place.processors(), LEVEL_CORE),
         level(2, 0, 0, 0),
     ]
 }
@@ -221,6 +246,50 @@ mod tests {
         .unwrap()
     }
 
+    /// Place `id` of `count` cores with one thread each.
+    fn single(id: u8, count: u8) -> Place {
+        Place {
+            id,
+            count,
+            threads: 1,
+        }
+    }
+
+    #[test]
+    fn two_threads_share_a_core_in_every_leaf() {
+        let mut first = entry(0);
+        first.eax = 0x1f;
+        let cache = |level: u32, index| kvm_cpuid_entry2 {
+            index,
+            eax: level << 5 | 1,
+            ..entry(4)
+        };
+        let host = [
+            first,
+            entry(1),
+            cache(1, 0),
+            cache(3, 1),
+            entry(0x8000_001e),
+        ];
+        let host = CpuId::from_entries(&host).unwrap();
+        let place = Place {
+            id: 5,
+            count: 6,
+            threads: 2,
+        };
+        let cpuid = patch(&host, place, HOST).unwrap();
+        for topology in [0xb, 0x1f] {
+            let (thread, core) = (leaf(&cpuid, topology, 0), leaf(&cpuid, topology, 1));
+            assert_eq!((thread.eax, thread.ebx, thread.edx), (1, 2, 5));
+            assert_eq!((core.eax, core.ebx), (3, 6));
+        }
+        let (first, last) = (leaf(&cpuid, 4, 0).eax, leaf(&cpuid, 4, 1).eax);
+        assert_eq!((first >> 14 & 0xfff, first >> 26), (1, 3));
+        assert_eq!(last >> 14 & 0xfff, 5);
+        let amd = leaf(&cpuid, 0x8000_001e, 0);
+        assert_eq!((amd.eax, amd.ebx), (5, 2 | 1 << 8));
+    }
+
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
         *cpuid
             .as_slice()
@@ -233,7 +302,7 @@ mod tests {
     fn every_vcpu_has_its_own_apic_id_in_every_leaf() {
         for count in [1, 2, 3, 32] {
             for id in 0..count {
-                let cpuid = patch(&supported(), Place { id, count }, HOST).unwrap();
+                let cpuid = patch(&supported(), single(id, count), HOST).unwrap();
                 assert_eq!(leaf(&cpuid, 1, 0).ebx >> 24, u32::from(id));
                 assert_eq!(leaf(&cpuid, 1, 0).ebx >> 16 & 0xff, u32::from(count));
                 assert_eq!(leaf(&cpuid, 0x8000_001e, 0).eax, u32::from(id));
@@ -251,7 +320,7 @@ mod tests {
         let mut ext1 = entry(0x8000_0001);
         ext1.ecx = !0;
         let host = CpuId::from_entries(&[leaf1, ext1, entry(SVM_FEATURES)]).unwrap();
-        let cpuid = patch(&host, Place { id: 0, count: 1 }, HOST).unwrap();
+        let cpuid = patch(&host, single(0, 1), HOST).unwrap();
         assert_eq!(leaf(&cpuid, 1, 0).ecx & LEAF1_ECX_VMX, 0);
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & EXT1_ECX_SVM, 0);
         assert!(cpuid.as_slice().iter().all(|e| e.function != SVM_FEATURES));
@@ -260,7 +329,7 @@ mod tests {
     #[test]
     fn the_core_level_has_room_for_all_apic_ids() {
         for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (32, 5)] {
-            let cpuid = patch(&supported(), Place { id: 0, count }, HOST).unwrap();
+            let cpuid = patch(&supported(), single(0, count), HOST).unwrap();
             assert_eq!(leaf(&cpuid, 0xb, 1).eax, bits, "{count} vCPUs");
             assert_eq!(leaf(&cpuid, 0xb, 1).ebx, u32::from(count));
             assert_eq!(
@@ -272,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_hosts_topology_does_not_reach_the_guest() {
-        let cpuid = patch(&supported(), Place { id: 0, count: 1 }, HOST).unwrap();
+        let cpuid = patch(&supported(), single(0, 1), HOST).unwrap();
         assert!(cpuid.as_slice().iter().all(|e| e.edx != 77));
         assert_eq!(
             cpuid
@@ -286,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_deadline_timer_is_offered_only_when_kvm_has_it() {
-        let place = Place { id: 0, count: 1 };
+        let place = single(0, 1);
         let with = patch(&supported(), place, HOST).unwrap();
         assert_ne!(leaf(&with, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
         let host = Host {

@@ -6,7 +6,8 @@ use kvm_bindings::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::Entry;
-use crate::layout::{BOOT_STACK, GDT, IDT, PML4, PVH_START_INFO, ZERO_PAGE};
+use crate::boot::multiboot::ENTRY_MAGIC;
+use crate::layout::{BOOT_STACK, GDT, IDT, MULTIBOOT_INFO, PML4, PVH_START_INFO, ZERO_PAGE};
 use crate::memory::GuestMemory;
 
 /// `CR0`: protection enable, extension type (always set), paging.
@@ -149,7 +150,7 @@ pub fn set_special(sregs: &mut kvm_sregs, entry: Entry) {
         ..Default::default()
     };
     match entry {
-        Entry::Pvh { .. } => {
+        Entry::Pvh { .. } | Entry::Multiboot { .. } => {
             sregs.cr0 = CR0_PE | CR0_ET;
             sregs.cr4 = 0;
             sregs.efer = 0;
@@ -170,6 +171,13 @@ pub fn general(entry: Entry) -> kvm_regs {
             rip,
             rflags: RFLAGS_RESERVED,
             rbx: PVH_START_INFO,
+            ..Default::default()
+        },
+        Entry::Multiboot { rip } => kvm_regs {
+            rip,
+            rflags: RFLAGS_RESERVED,
+            rax: ENTRY_MAGIC.into(),
+            rbx: MULTIBOOT_INFO,
             ..Default::default()
         },
         Entry::Linux64 { rip } => kvm_regs {

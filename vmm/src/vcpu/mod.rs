@@ -7,6 +7,7 @@ mod thread;
 pub use kick::install_handler;
 pub use thread::{Buses, VcpuThread, spawn};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
@@ -53,8 +54,8 @@ pub enum VcpuError {
 }
 
 /// Makes vCPU `place.id`. The first one gets the registers that `entry` asks for; the others wait in KVM until the guest
-/// starts them.
-pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> {
+/// starts them. `supported` is the CPUID that its own is made of.
+pub fn create(vm: &Vm, supported: &CpuId, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> {
     let id = place.id;
     let set = |what| move |source| VcpuError::Set { id, what, source };
     let fd = vm
@@ -65,12 +66,11 @@ pub fn create(vm: &Vm, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> 
         tsc_deadline: vm.has_tsc_deadline(),
         tsc_khz: fd.get_tsc_khz().ok(),
     };
-    let cpuid =
-        cpuid::patch(vm.supported_cpuid(), place, host).map_err(|source| VcpuError::Build {
-            id,
-            what: "CPUID",
-            source,
-        })?;
+    let cpuid = cpuid::patch(supported, place, host).map_err(|source| VcpuError::Build {
+        id,
+        what: "CPUID",
+        source,
+    })?;
     fd.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
     if let Some(xcrs) = regs::extended_control(&cpuid) {
         fd.set_xcrs(&xcrs)

@@ -163,6 +163,34 @@ impl Code {
         self.bytes(&[0xeb, 0xfe])
     }
 
+    /// `EAX` as the boot loader left it, the flags of the Multiboot information, the first bytes of its command line and
+    /// of the loader's name. `EAX` must be as at the entry.
+    pub fn print_multiboot_info(self) -> Self {
+        let byte_of_esi = [0x8a, 0x06, 0x46, 0xee]; // mov al, [esi]; inc esi; out dx, al
+        self.print_eax()
+            .bytes(&[0x8b, 0x03]) // mov eax, [ebx]
+            .print_eax()
+            .bytes(&[0x8b, 0x73, 0x10]) // mov esi, [ebx + 16]: command line
+            .bytes(&byte_of_esi)
+            .bytes(&[0x8b, 0x73, 0x40]) // mov esi, [ebx + 64]: loader's name
+            .bytes(&byte_of_esi)
+    }
+
+    /// The code as a Multiboot kernel that is no ELF file: the header behind the code says where it goes.
+    pub fn multiboot_image(&self) -> NamedTempFile {
+        let mut image = self.0.clone();
+        image.resize(image.len().next_multiple_of(4), 0x90);
+        let at = BASE + u32::try_from(image.len()).unwrap();
+        let (magic, flags) = (0x1bad_b002_u32, 1 << 16 | 3);
+        let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+        for word in [magic, flags, checksum, at, BASE, 0, 0, BASE] {
+            image.extend(word.to_le_bytes());
+        }
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&image).unwrap();
+        file
+    }
+
     /// The code as an ELF kernel with a PVH note.
     pub fn image(&self) -> NamedTempFile {
         let length = self.0.len() as u64;

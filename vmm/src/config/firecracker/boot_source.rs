@@ -21,11 +21,12 @@ impl BootSource {
             None | Some("auto") => BootProtocol::Auto,
             Some("pvh") => BootProtocol::Pvh,
             Some("linux64") => BootProtocol::Linux64,
+            Some("multiboot") => BootProtocol::Multiboot,
             Some(other) => {
                 return Err(ConfigError::UnknownWord {
                     field: "boot-source.boot_protocol",
                     value: other.into(),
-                    permitted: "\"auto\", \"pvh\" and \"linux64\"",
+                    permitted: "\"auto\", \"pvh\", \"linux64\" and \"multiboot\"",
                 });
             }
         };

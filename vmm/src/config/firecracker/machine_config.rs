@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::config::{ConfigError, MemorySize, VcpuCount};
+use crate::config::{ConfigError, CpuConfig, CpuTemplate, MemorySize, VcpuCount};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,20 +16,19 @@ pub(super) struct MachineConfig {
 }
 
 impl MachineConfig {
-    pub(super) fn check(self) -> Result<(VcpuCount, MemorySize), ConfigError> {
-        if self.smt == Some(true) {
-            return Err(ConfigError::NotSupportedYet {
-                what: "machine-config.smt",
-            });
+    pub(super) fn check(self) -> Result<(VcpuCount, CpuConfig, MemorySize), ConfigError> {
+        let vcpus = VcpuCount::new("machine-config.vcpu_count", self.vcpu_count)?;
+        let smt = self.smt.unwrap_or(false);
+        if smt && vcpus.get() % 2 != 0 {
+            return Err(ConfigError::OddThreads { vcpus: vcpus.get() });
         }
+        let template = match &self.cpu_template {
+            Some(name) => CpuTemplate::new("machine-config.cpu_template", name)?,
+            None => CpuTemplate::Host,
+        };
         if self.track_dirty_pages == Some(true) {
             return Err(ConfigError::NotSupportedYet {
                 what: "machine-config.track_dirty_pages",
-            });
-        }
-        if self.cpu_template.is_some_and(|template| template != "None") {
-            return Err(ConfigError::NotSupportedYet {
-                what: "machine-config.cpu_template",
             });
         }
         if self.huge_pages.is_some_and(|pages| pages != "None") {
@@ -38,7 +37,8 @@ impl MachineConfig {
             });
         }
         Ok((
-            VcpuCount::new("machine-config.vcpu_count", self.vcpu_count)?,
+            vcpus,
+            CpuConfig { template, smt },
             MemorySize::from_mib("machine-config.mem_size_mib", self.mem_size_mib)?,
         ))
     }

@@ -1,7 +1,7 @@
 //! Firecracker's JSON, as its `--config-file` takes it.
 //!
 //! Unknown keys are errors. Sections that Firecracker has and we do not yet are errors as soon as they ask for
-//! something. Added key of ours: `boot-source.boot_protocol` (`"auto"`, `"pvh"`, `"linux64"`).
+//! something. Added key of ours: `boot-source.boot_protocol` (`"auto"`, `"pvh"`, `"linux64"`, `"multiboot"`).
 
 mod boot_source;
 mod drive;
@@ -21,7 +21,7 @@ use self::drive::Drive;
 use self::machine_config::MachineConfig;
 use self::network_interfaces::NetworkInterface;
 use self::rate_limiter::RateLimiter;
-use super::{ConfigError, MemorySize, VcpuCount, VmConfig};
+use super::{ConfigError, CpuConfig, MemorySize, VcpuCount, VmConfig};
 
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -150,10 +150,11 @@ impl TryFrom<ConfigFile> for Loaded {
         ] {
             refuse(what, value.as_ref())?;
         }
-        let (vcpus, memory) = match file.machine_config {
+        let (vcpus, cpu, memory) = match file.machine_config {
             Some(machine) => machine.check()?,
             None => (
                 VcpuCount::new("machine-config.vcpu_count", DEFAULT_VCPUS)?,
+                CpuConfig::default(),
                 MemorySize::from_mib("machine-config.mem_size_mib", DEFAULT_MEM_SIZE_MIB)?,
             ),
         };
@@ -174,6 +175,7 @@ impl TryFrom<ConfigFile> for Loaded {
         };
         let vm = VmConfig {
             vcpus,
+            cpu,
             memory,
             boot: file.boot_source.check()?,
             drives,

@@ -1,7 +1,9 @@
 use std::error::Error as _;
 
 use super::*;
-use crate::config::{BootProtocol, BucketConfig, DEFAULT_BOOT_ARGS, RateLimiterConfig, TapSource};
+use crate::config::{
+    BootProtocol, BucketConfig, CpuTemplate, DEFAULT_BOOT_ARGS, RateLimiterConfig, TapSource,
+};
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
 
@@ -219,6 +221,23 @@ fn values_out_of_range_are_named_with_the_range() {
             .to_string();
         assert_eq!(text, expected);
     }
+}
+
+#[test]
+fn templates_and_threads_are_understood() {
+    let machine = |more: &str| {
+        with(&format!(
+            r#""machine-config": {{"vcpu_count": 3, "mem_size_mib": 64, {more}}}"#
+        ))
+    };
+    let template = |name| machine(&format!(r#""cpu_template": "{name}""#));
+    let cpu = template("x86-64-v3").unwrap().vm.cpu;
+    assert_eq!((cpu.template, cpu.smt), (CpuTemplate::V3, false));
+    assert_eq!(template("None").unwrap().vm.cpu.template, CpuTemplate::Host);
+    let text = template("T2").unwrap_err().to_string();
+    assert!(text.contains("\"T2\", permitted are \"None\""), "{text}");
+    let text = machine(r#""smt": true"#).unwrap_err().to_string();
+    assert!(text.contains("3 vCPUs do not"), "{text}");
 }
 
 #[test]
