@@ -45,6 +45,10 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
 
+    /// Put virtio devices on PCI, with MSI-X, instead of MMIO
+    #[arg(long)]
+    enable_pci: bool,
+
     /// Log the time at which the guest writes to the boot timer
     #[arg(long)]
     boot_timer: bool,
@@ -167,8 +171,9 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
             "--no-api needs --config-file: there is no other way to say what to run",
         ));
     };
-    let config =
+    let mut config =
         firecracker::load(path).map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    config.vm.pci = args.enable_pci;
     let level = match (args.level, &config.log_level) {
         (Some(level), _) => level,
         (None, Some(text)) => parse_level(text).map_err(|permitted| Failure {

@@ -6,8 +6,10 @@
 //! 0x0000_7000  zero page               0x000f_f000  generation ID
 //! 0x0000_8000  boot stack (down)       0x0010_0000  kernel, then the initrd at the end of low RAM
 //! 0x0000_9000  boot page tables        0xd000_0000  MMIO: boot timer, virtio-mmio devices
-//! 0x0000_d000  end of boot structures  0xfec0_0000  IOAPIC, local APIC, KVM's own pages
-//!                                      0x1_0000_0000  RAM above 4 GiB
+//! 0x0000_d000  end of boot structures  0xd800_0000  memory of PCI devices
+//!                                      0xe000_0000  PCI configuration space (ECAM of bus 0)
+//!                                      0xfec0_0000  IOAPIC, local APIC, KVM's own pages
+//!                                      0x1_0000_0000  RAM above 4 GiB, then memory of PCI devices
 //! ```
 
 /// One kibibyte.
@@ -72,6 +74,15 @@ pub const BOOT_TIMER: u64 = GAP_START;
 pub const VIRTIO_MMIO: u64 = GAP_START + 0x1000;
 /// Bytes of register space of one virtio-mmio device.
 pub const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
+
+/// Memory of PCI devices below 4 GiB.
+pub const PCI_WINDOW: u64 = 0xd800_0000;
+/// End of it.
+pub const PCI_WINDOW_END: u64 = PCI_ECAM;
+/// Bytes of the memory of PCI devices above RAM and 4 GiB, from the next whole GiB on.
+pub const PCI_WINDOW_HIGH_LEN: u64 = 16 * GIB;
+/// PCI configuration space as memory: bus 0, 1 MiB.
+pub const PCI_ECAM: u64 = 0xe000_0000;
 
 /// I/O APIC registers.
 pub const IOAPIC: u64 = 0xfec0_0000;

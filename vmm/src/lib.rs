@@ -4,7 +4,7 @@
 //!   cli ──► config::firecracker ──► config::VmConfig
 //!    │                                   │
 //!    ▼                                   ▼
-//!   machine::Machine ── memory ── vm (KVM) ── boot ── acpi ── platform (legacy devices) ── virtio (MMIO devices)
+//!   machine::Machine ── memory ── vm (KVM) ── boot ── acpi ── platform (legacy devices) ── pci, virtio
 //!    │         │
 //!    │         └─► vcpu threads ──ports, MMIO──► devices
 //!    ▼
@@ -29,7 +29,9 @@ pub mod layout;
 mod logger;
 pub mod machine;
 pub mod memory;
+mod msi;
 mod output;
+mod pci;
 mod platform;
 mod stats;
 mod terminal;

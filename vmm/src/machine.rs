@@ -25,10 +25,11 @@ use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::memory::{self, MemoryError};
 use crate::output::Output;
+use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
 use crate::stats::VcpuStats;
 use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
-use crate::virtio::{self, Thread, VirtioError};
+use crate::virtio::{self, Places, Thread, VirtioError};
 use crate::vm::{Vm, VmError};
 
 /// How long the vCPUs have to end after the run has: far more than a device's register access takes.
@@ -54,6 +55,8 @@ pub enum MachineError {
     Acpi(#[from] AcpiError),
     #[error("Cannot put the machine together")]
     Platform(#[from] PlatformError),
+    #[error("Cannot give the guest its PCI bus")]
+    Pci(#[from] PciError),
     #[error("Cannot give the guest its virtio devices")]
     Virtio(#[from] VirtioError),
     #[error("Cannot give the guest the processor it asks for")]
@@ -125,21 +128,27 @@ impl Machine {
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
         let devices = virtio::make(config)?;
-        let line = cmdline::complete(config, &places)?;
+        let line = cmdline::complete(config, places.mmio())?;
         let memory = Arc::new(memory::allocate(config.memory)?);
         let announced = if cmdline::acpi_is_off(&line) {
             &[][..]
         } else {
-            &places[..]
+            places.mmio()
         };
-        let rsdp = acpi::write(&memory, config.vcpus.get(), announced)?;
+        let rsdp = acpi::write(&memory, config.vcpus.get(), announced, places.pci())?;
         let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
         regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
 
         let vm = Vm::new(&memory, config.vcpus)?;
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink)?;
-        let workers = virtio::attach(&vm, &memory, &mut mmio, devices, &places)?;
+        let workers = match &places {
+            Places::Mmio(places) => virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places)?,
+            Places::Pci(windows) => {
+                let bus = pci::build(windows, &mut ports, &mut mmio)?;
+                virtio::attach_pci(&vm, &memory, &bus, devices)?
+            }
+        };
         let cpuid = template::apply(config.cpu.template, vm.supported_cpuid())?;
         let count = config.vcpus.get();
         let threads = config.cpu.threads_per_core();

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "hands guest memory to KVM by address")]
 
 use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -12,13 +13,15 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::VcpuCount;
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
+use crate::msi::{Doorbells, MsiRoutes, MsiVectors};
 
 /// The KVM API version that every kernel since 2.6.22 has.
 const API_VERSION: i32 = 12;
 
 /// What the VMM cannot do without.
-const REQUIRED: [(Cap, &str); 8] = [
+const REQUIRED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -77,7 +80,8 @@ fn kvm_error(what: &'static str) -> impl Fn(errno::Error) -> VmError {
 /// One virtual machine in KVM.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
+    routes: Arc<MsiRoutes>,
     supported_cpuid: CpuId,
     tsc_deadline: bool,
 }
@@ -105,7 +109,9 @@ impl Vm {
         // No PIT: the guest has the local APIC's timer and kvmclock, and nothing announces a PIT to it.
         fd.create_irq_chip()
             .map_err(kvm_error("create an interrupt controller"))?;
+        let fd = Arc::new(fd);
         Ok(Self {
+            routes: MsiRoutes::new(fd.clone()),
             fd,
             supported_cpuid,
             tsc_deadline,
@@ -137,6 +143,16 @@ impl Vm {
             .register_irqfd(&fd, irq)
             .map_err(kvm_error("connect an interrupt"))?;
         Ok(fd)
+    }
+
+    /// Interrupt vectors of a PCI function, `count` of them.
+    pub fn interrupt_vectors(&self, count: u16) -> MsiVectors {
+        MsiVectors::new(self.routes.clone(), count)
+    }
+
+    /// What lets KVM ring the doorbells of PCI functions.
+    pub fn doorbells(&self) -> Doorbells {
+        Doorbells(self.fd.clone())
     }
 
     /// Lets KVM ring `doorbell` when the guest writes the 32-bit `value` at `address`.

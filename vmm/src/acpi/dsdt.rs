@@ -10,9 +10,10 @@ use acpi_tables::{Aml, AmlSink};
 use devices::legacy::acpi::{GED_LEN, GedEvent, SLEEP_TYPE_S5};
 use devices::legacy::{pvpanic, rtc, serial};
 
-use super::{GED_PORT, OEM, OEM_REVISION, OEM_TABLE};
+use super::{GED_PORT, OEM, OEM_REVISION, OEM_TABLE, pci};
 use crate::boot::cmdline::MmioDevice;
 use crate::layout::{GED_IRQ, GENERATION_ID, RTC_IRQ};
+use crate::pci::PciWindows;
 
 /// Bytes of a table's header.
 const HEADER_BYTES: u32 = 36;
@@ -24,7 +25,7 @@ const BUTTON_PRESSED: u8 = 0x80;
 const GENERATION_CHANGED: u8 = 0x80;
 
 /// Builds the table.
-pub(super) fn build(vcpus: u8, devices: &[MmioDevice]) -> Sdt {
+pub(super) fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciWindows>) -> Sdt {
     let mut aml = Vec::new();
     sleep_state(&mut aml);
     processors(&mut aml, vcpus);
@@ -32,6 +33,9 @@ pub(super) fn build(vcpus: u8, devices: &[MmioDevice]) -> Sdt {
     clock(&mut aml);
     for (index, device) in devices.iter().enumerate() {
         virtio(&mut aml, index, *device);
+    }
+    if let Some(windows) = pci {
+        pci::host_bridge(&mut aml, windows);
     }
     panic_device(&mut aml);
     generation_id(&mut aml);
@@ -49,16 +53,16 @@ pub(super) fn build(vcpus: u8, devices: &[MmioDevice]) -> Sdt {
 }
 
 /// A device of the system bus.
-fn device(sink: &mut dyn AmlSink, name: &str, children: &[&dyn Aml]) {
+pub(super) fn device(sink: &mut dyn AmlSink, name: &str, children: &[&dyn Aml]) {
     let device = Device::new(name.into(), children.to_vec());
     Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(sink);
 }
 
-fn name(name: &str, value: &dyn Aml) -> Name {
+pub(super) fn name(name: &str, value: &dyn Aml) -> Name {
     Name::new(name.into(), value)
 }
 
-fn resources(resources: &[&dyn Aml]) -> Name {
+pub(super) fn resources(resources: &[&dyn Aml]) -> Name {
     name("_CRS", &ResourceTemplate::new(resources.to_vec()))
 }
 

@@ -3,6 +3,7 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
 mod wdat;
 
 use acpi_tables::Aml;
@@ -13,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::boot::cmdline::MmioDevice;
 use crate::layout::{ACPI, ACPI_END};
 use crate::memory::GuestMemory;
+use crate::pci::PciWindows;
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"DARUMA";
@@ -48,9 +50,14 @@ pub enum AcpiError {
     },
 }
 
-/// Writes all tables and returns the address of their root, the RSDP.
-pub fn write(memory: &GuestMemory, vcpus: u8, devices: &[MmioDevice]) -> Result<u64, AcpiError> {
-    let bytes = build(vcpus, devices);
+/// Writes all tables and returns the address of their root, the RSDP. `devices` are those on MMIO.
+pub fn write(
+    memory: &GuestMemory,
+    vcpus: u8,
+    devices: &[MmioDevice],
+    pci: Option<&PciWindows>,
+) -> Result<u64, AcpiError> {
+    let bytes = build(vcpus, devices, pci);
     let room = ACPI_END - ACPI;
     if bytes.len() as u64 > room {
         return Err(AcpiError::TooLarge {
@@ -67,18 +74,22 @@ pub fn write(memory: &GuestMemory, vcpus: u8, devices: &[MmioDevice]) -> Result<
     Ok(ACPI)
 }
 
-/// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, WDAT, XSDT.
-fn build(vcpus: u8, devices: &[MmioDevice]) -> Vec<u8> {
+/// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, WDAT, MCFG, XSDT.
+fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciWindows>) -> Vec<u8> {
     // The RSDP comes first and points to the XSDT, which comes last: its place is known when the rest is there.
     let mut bytes = vec![0; Rsdp::len()];
-    let dsdt = append(&mut bytes, &dsdt::build(vcpus, devices));
+    let dsdt = append(&mut bytes, &dsdt::build(vcpus, devices, pci));
     let fadt = append(&mut bytes, &fadt::build(dsdt));
     let madt = append(&mut bytes, &madt::build(vcpus));
     let wdat = append(&mut bytes, &wdat::build());
+    let mcfg = pci.map(|_| append(&mut bytes, &pci::mcfg()));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
     xsdt.add_entry(wdat);
+    if let Some(mcfg) = mcfg {
+        xsdt.add_entry(mcfg);
+    }
     let xsdt = append(&mut bytes, &xsdt);
     let mut rsdp = Vec::with_capacity(Rsdp::len());
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
@@ -111,6 +122,11 @@ mod tests {
         },
     ];
 
+    const WINDOWS: PciWindows = PciWindows {
+        low: (0xd800_0000, 0xdfff_ffff),
+        high: (0x1_0000_0000, 0x4_ffff_ffff),
+    };
+
     fn u32_at(bytes: &[u8], offset: usize) -> usize {
         u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap()) as usize
     }
@@ -141,14 +157,15 @@ mod tests {
 
     #[test]
     fn every_table_is_found_and_sums_to_zero() {
-        for vcpus in [1, 2, 32] {
-            let bytes = build(vcpus, &DEVICES);
+        for (vcpus, pci) in [(1, None), (2, Some(WINDOWS)), (32, Some(WINDOWS))] {
+            let bytes = build(vcpus, &DEVICES, pci.as_ref());
             let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!(sum(&bytes[..20]), 0);
             assert_eq!(sum(&bytes[..36]), 0);
             let tables = tables(&bytes);
             let names: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
-            assert_eq!(names, [b"XSDT", b"FACP", b"DSDT", b"APIC", b"WDAT"]);
+            let expected = [b"XSDT", b"FACP", b"DSDT", b"APIC", b"WDAT", b"MCFG"];
+            assert_eq!(names, expected[..5 + usize::from(pci.is_some())]);
             for table in tables {
                 assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(&table[..4]));
             }
@@ -164,6 +181,6 @@ mod tests {
                 irq,
             })
             .to_vec();
-        assert!((build(32, &devices).len() as u64) < ACPI_END - ACPI);
+        assert!((build(32, &devices, Some(&WINDOWS)).len() as u64) < ACPI_END - ACPI);
     }
 }

@@ -37,8 +37,8 @@ fn kernel_part(cmdline: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Completes the user's command line: the root device, no PCI (there is none to probe), and the virtio-mmio devices if
-/// ACPI cannot name them.
+/// Completes the user's command line: the root device, no PCI (where there is none to probe), and the virtio-mmio devices
+/// if ACPI cannot name them.
 pub fn complete(config: &VmConfig, mmio: &[MmioDevice]) -> Result<String, BootError> {
     let (user, init) = kernel_part(&config.boot.cmdline);
     let mut line = user.trim().to_owned();
@@ -52,7 +52,7 @@ pub fn complete(config: &VmConfig, mmio: &[MmioDevice]) -> Result<String, BootEr
         push(&root_argument(root));
         push(if root.read_only { "ro" } else { "rw" });
     }
-    if !words(&config.boot.cmdline).any(|word| word.starts_with("pci=")) {
+    if !config.pci && !words(&config.boot.cmdline).any(|word| word.starts_with("pci=")) {
         push("pci=off");
     }
     if acpi_is_off(&config.boot.cmdline) {
@@ -132,6 +132,15 @@ mod tests {
             complete(&config("", drive), &[]).unwrap(),
             "root=PARTUUID=7-2 rw pci=off"
         );
+    }
+
+    #[test]
+    fn pci_is_switched_off_only_where_there_is_none() {
+        let mut config = config("quiet", "");
+        config.pci = true;
+        assert_eq!(complete(&config, &[]).unwrap(), "quiet");
+        config.pci = false;
+        assert_eq!(complete(&config, &[]).unwrap(), "quiet pci=off");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What the firmware of a PC would say about memory (e820).
 
+use devices::pci::bus::ECAM_LEN;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::layout::{ACPI, ACPI_END, GENERATION_ID, HIGH_RAM, LOW_RAM_END};
+use crate::layout::{ACPI, ACPI_END, GENERATION_ID, HIGH_RAM, LOW_RAM_END, PCI_ECAM};
 use crate::memory::GuestMemory;
 
 /// What a range of addresses is for; the numbers are those of e820 and of PVH's memory map.
@@ -28,7 +29,8 @@ pub struct MemoryRange {
     pub kind: Kind,
 }
 
-/// The memory map of a guest, by rising address.
+/// The memory map of a guest, by rising address. Linux uses PCI configuration space as memory only where that is
+/// reserved; without PCI the range is a hole like the rest, and it does no harm that nobody uses it.
 pub fn memory_map(memory: &GuestMemory) -> Vec<MemoryRange> {
     let mut map = vec![
         MemoryRange {
@@ -58,6 +60,12 @@ pub fn memory_map(memory: &GuestMemory) -> Vec<MemoryRange> {
             });
         }
     }
+    map.push(MemoryRange {
+        start: PCI_ECAM,
+        size: ECAM_LEN,
+        kind: Kind::Reserved,
+    });
+    map.sort_unstable_by_key(|range| range.start);
     map
 }
 
@@ -78,7 +86,8 @@ mod tests {
         for pair in map.windows(2) {
             assert!(pair[0].start + pair[0].size <= pair[1].start, "{pair:x?}");
         }
-        let high: u64 = map[3..].iter().map(|range| range.size).sum();
+        let ram = map[3..].iter().filter(|range| range.kind == Kind::Ram);
+        let high: u64 = ram.map(|range| range.size).sum();
         assert_eq!(high, 19 * MIB, "all RAM above 1 MiB is in the map");
     }
 }

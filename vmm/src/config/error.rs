@@ -88,7 +88,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     #[error(
-        "{devices} virtio devices, permitted are {max}: every device needs an interrupt line of its own"
+        "{devices} virtio devices, permitted are {max}: every device needs a number of its own on the PCI bus"
     )]
     TooManyDevices { devices: usize, max: usize },
 }

@@ -20,10 +20,9 @@ pub use limits::{MemorySize, VcpuCount};
 pub use net::{MacAddress, NetConfig, TapSource};
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 
-use crate::layout;
-
-/// Most virtio devices one guest can have: one interrupt line each.
-pub const MAX_VIRTIO_DEVICES: usize = layout::VIRTIO_IRQS.len();
+/// Most virtio devices one guest can have: one device number on the PCI bus each, but for that of the host bridge. On
+/// MMIO there are fewer interrupt lines.
+pub const MAX_VIRTIO_DEVICES: usize = devices::pci::SLOTS - 1;
 
 /// Everything that is needed to build one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +35,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// Kernel, initrd and command line.
     pub boot: BootConfig,
+    /// Whether virtio devices are on PCI, or else on MMIO.
+    pub pci: bool,
     /// Disks, in the order in which the guest sees them.
     pub drives: Vec<DriveConfig>,
     /// Network interfaces, in the order in which the guest sees them.

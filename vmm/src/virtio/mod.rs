@@ -1,4 +1,4 @@
-//! The guest's virtio devices: made from the configuration, placed on the MMIO bus, connected to KVM.
+//! The guest's virtio devices: made from the configuration, placed on PCI or MMIO, connected to KVM.
 
 mod block;
 mod net;
@@ -9,24 +9,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use devices::bus::{Bus, BusError};
+use devices::pci::{PciBus, SlotError};
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::block::raw_file::RawFileError;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{RateLimiterConfig, VmConfig};
-use crate::layout::{LEGACY_IRQS, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
+use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
+use crate::pci::PciWindows;
 use crate::vm::{Vm, VmError};
 
 /// Why a virtio device cannot be made or placed.
 #[derive(Debug, thiserror::Error)]
 pub enum VirtioError {
     #[error(
-        "{devices} virtio devices without ACPI, permitted are {lines}: switch ACPI on or remove devices"
+        "{devices} virtio devices on MMIO, permitted are {lines}, one for each interrupt line{hint}: use --enable-pci or \
+         remove devices",
+        hint = if *.lines < VIRTIO_IRQS.len() { " of a guest without ACPI" } else { "" }
     )]
     TooFewLines { devices: usize, lines: usize },
     #[error("Cannot open {path} for drive \"{id}\"", path = .path.display())]
@@ -74,6 +79,12 @@ pub enum VirtioError {
         index: usize,
         #[source]
         source: BusError,
+    },
+    #[error("Cannot place virtio device {index}")]
+    Slot {
+        index: usize,
+        #[source]
+        source: SlotError,
     },
     #[error("Cannot connect virtio device {index}")]
     Connect {
@@ -141,8 +152,42 @@ fn rate_limiter(limits: RateLimiterConfig) -> Result<RateLimiter, VirtioError> {
     RateLimiter::new(limits.into()).map_err(VirtioError::RateLimiter)
 }
 
+/// Where virtio devices are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// At these places; the guest is told of each.
+    Mmio(Vec<MmioDevice>),
+    /// On the PCI bus with these windows, where the guest finds them by itself: in their order, from device number 1 on.
+    Pci(PciWindows),
+}
+
+impl Places {
+    /// The devices that the guest must be told of.
+    pub fn mmio(&self) -> &[MmioDevice] {
+        match self {
+            Self::Mmio(places) => places,
+            Self::Pci(_) => &[],
+        }
+    }
+
+    /// The windows of the PCI bus, if there is one.
+    pub fn pci(&self) -> Option<&PciWindows> {
+        match self {
+            Self::Mmio(_) => None,
+            Self::Pci(windows) => Some(windows),
+        }
+    }
+}
+
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
-pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
+pub fn places(config: &VmConfig) -> Result<Places, VirtioError> {
+    if config.pci {
+        return Ok(Places::Pci(PciWindows::new(config.memory)));
+    }
+    mmio_places(config).map(Places::Mmio)
+}
+
+fn mmio_places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
     let devices = config.virtio_devices();
     // Without ACPI a guest knows of no I/O APIC and has only the 16 lines of the PC's first interrupt controller.
     let without_ioapic = cmdline::acpi_is_off(&config.boot.cmdline);
@@ -168,8 +213,33 @@ pub fn places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
     Ok(places)
 }
 
+/// Puts `devices` on the PCI bus and returns what does their work, and on which thread.
+pub fn attach_pci(
+    vm: &Vm,
+    memory: &Arc<GuestMemory>,
+    bus: &PciBus,
+    devices: Vec<Made>,
+) -> Result<Vec<(VirtioWorker, Thread)>, VirtioError> {
+    let doorbells = Arc::new(vm.doorbells());
+    let mut workers = Vec::with_capacity(devices.len());
+    for (index, made) in devices.into_iter().enumerate() {
+        // Number 0 is the host bridge.
+        let slot = index + 1;
+        let events = |source| VirtioError::Events { index, source };
+        let base = PCI_WINDOW + slot as u64 * pci::BAR_LEN;
+        let vectors = vm.interrupt_vectors(pci::vectors(&*made.device));
+        let binder = Some(doorbells.clone() as Arc<dyn DoorbellBinder>);
+        let function = VirtioPci::new(made.device, memory.clone(), base, Arc::new(vectors), binder)
+            .map_err(events)?;
+        workers.push((function.worker().map_err(events)?, made.thread));
+        bus.insert(slot, Arc::new(function))
+            .map_err(|source| VirtioError::Slot { index, source })?;
+    }
+    Ok(workers)
+}
+
 /// Puts `devices` at `places` and returns what does their work, and on which thread.
-pub fn attach(
+pub fn attach_mmio(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     bus: &mut Bus,
@@ -200,6 +270,7 @@ pub fn attach(
 mod tests {
     use super::*;
     use crate::config::{MAX_VIRTIO_DEVICES, firecracker};
+    use crate::layout::PCI_WINDOW_END;
     use std::path::Path;
 
     fn config(drives: usize, boot_args: &str) -> VmConfig {
@@ -219,8 +290,8 @@ mod tests {
 
     #[test]
     fn the_most_devices_have_places_of_their_own_outside_of_ram() {
-        let places = places(&config(MAX_VIRTIO_DEVICES, "")).unwrap();
-        assert_eq!(places.len(), MAX_VIRTIO_DEVICES);
+        let places = mmio_places(&config(VIRTIO_IRQS.len(), "")).unwrap();
+        assert_eq!(places.len(), VIRTIO_IRQS.len());
         for pair in places.windows(2) {
             assert!(pair[0].address + mmio::LEN <= pair[1].address);
             assert_ne!(pair[0].irq, pair[1].irq);
@@ -231,9 +302,9 @@ mod tests {
 
     #[test]
     fn without_acpi_only_legacy_lines_are_used() {
-        let few = places(&config(10, "acpi=off")).unwrap();
+        let few = mmio_places(&config(10, "acpi=off")).unwrap();
         assert!(few.iter().all(|place| place.irq < LEGACY_IRQS));
-        let error = places(&config(11, "acpi=off")).unwrap_err();
+        let error = mmio_places(&config(11, "acpi=off")).unwrap_err();
         assert!(matches!(
             error,
             VirtioError::TooFewLines {
@@ -241,5 +312,19 @@ mod tests {
                 lines: 10
             }
         ));
+    }
+
+    #[test]
+    fn more_devices_than_interrupt_lines_need_pci() {
+        let mut config = config(MAX_VIRTIO_DEVICES, "");
+        let text = places(&config).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "31 virtio devices on MMIO, permitted are 18, one for each interrupt line: use --enable-pci or remove devices"
+        );
+        config.pci = true;
+        assert_eq!(places(&config).unwrap().mmio(), []);
+        let end = PCI_WINDOW + (MAX_VIRTIO_DEVICES as u64 + 1) * pci::BAR_LEN;
+        assert!(end <= PCI_WINDOW_END);
     }
 }

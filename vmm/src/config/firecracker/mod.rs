@@ -178,6 +178,7 @@ impl TryFrom<ConfigFile> for Loaded {
             cpu,
             memory,
             boot: file.boot_source.check()?,
+            pci: false,
             drives,
             net: file
                 .network_interfaces

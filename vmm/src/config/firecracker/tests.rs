@@ -273,15 +273,15 @@ fn a_control_character_in_the_command_line_is_refused() {
 }
 
 #[test]
-fn more_devices_than_interrupt_lines_are_refused() {
-    let drives: Vec<_> = (0..19)
+fn more_devices_than_the_pci_bus_holds_are_refused() {
+    let drives: Vec<_> = (0..32)
         .map(|i| {
             format!(r#"{{"drive_id": "d{i}", "is_root_device": false, "path_on_host": "{i}"}}"#)
         })
         .collect();
     let error = with(&format!(r#""drives": [{}]"#, drives.join(","))).unwrap_err();
     assert!(
-        matches!(error, ConfigError::TooManyDevices { devices: 19, .. }),
+        matches!(error, ConfigError::TooManyDevices { devices: 32, .. }),
         "{error}"
     );
 }
