@@ -21,7 +21,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::clock;
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, Transport};
 use crate::images::Prepared;
 
 /// Name under which the executable is a VMM.
@@ -90,6 +90,7 @@ pub fn launch(
         .args(["--id", &guest.name, "--no-api", "--config-file"])
         .arg(&path)
         .args(["--start-time-us", &start_time_us.to_string()])
+        .args((guest.transport == Transport::Pci).then_some("--enable-pci"))
         .env_clear()
         .current_dir("/");
     spawn(&mut command).map_err(|source| LaunchError::Spawn {
