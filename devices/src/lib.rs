@@ -27,6 +27,7 @@ pub mod bus;
 pub mod interrupt;
 pub mod legacy;
 pub mod memory;
+pub mod pci;
 pub mod platform;
 pub mod rate_limiter;
 mod throttle;

@@ -101,7 +101,7 @@ mod tests {
             memory
                 .read_obj::<u8>(GuestAddress(ZERO_PAGE + 0x1e8))
                 .unwrap(),
-            4
+            u8::try_from(memory_map(&memory).len()).unwrap()
         );
     }
 }

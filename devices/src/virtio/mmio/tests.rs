@@ -227,7 +227,7 @@ fn reach(guest: &mut TestGuest, status: u8) {
 fn visible(guest: &mut TestGuest) -> Vec<u32> {
     let mut seen: Vec<u32> = (0..CONFIG)
         .step_by(4)
-        .map(|offset| read(&guest, offset))
+        .map(|offset| read(guest, offset))
         .collect();
     let state = guest.state();
     seen.extend(
@@ -248,8 +248,8 @@ fn visible(guest: &mut TestGuest) -> Vec<u32> {
 
 /// What is behind the registers that can only be written, whatever is selected.
 fn behind(guest: &mut TestGuest) -> Vec<u32> {
-    write(&guest, 0x024, 0);
-    write(&guest, 0x030, 0);
+    write(guest, 0x024, 0);
+    write(guest, 0x030, 0);
     visible(guest).split_off(64)
 }
 

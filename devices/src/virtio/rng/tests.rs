@@ -12,52 +12,60 @@ fn random_enough(data: &[u8]) -> bool {
 
 #[test]
 fn buffers_are_filled_to_the_last_byte() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    let mut ring = guest.start_all();
-    let buffers = [ring.buffer(64, true), ring.buffer(5000, true)];
-    let head = ring.add(&buffers);
-    guest.notify(0);
-    assert_eq!(ring.used(), Some((head, 5064)));
-    assert_eq!(guest.interrupts(), 1);
-    for buffer in buffers {
-        let data = ring.contents(buffer);
-        assert!(random_enough(&data));
-        assert!(random_enough(&data[data.len() - 64..]));
+    for &on in Transport::ALL {
+        let mut guest = TestGuest::new(on, Rng::new());
+        let mut ring = guest.start_all();
+        let buffers = [ring.buffer(64, true), ring.buffer(5000, true)];
+        let head = ring.add(&buffers);
+        guest.notify(0);
+        assert_eq!(ring.used(), Some((head, 5064)));
+        assert_eq!(guest.interrupts(), 1);
+        for buffer in buffers {
+            let data = ring.contents(buffer);
+            assert!(random_enough(&data));
+            assert!(random_enough(&data[data.len() - 64..]));
+        }
     }
 }
 
 #[test]
 fn one_request_gets_no_more_than_the_limit() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    let mut ring = guest.start_all();
-    let buffer = ring.buffer(MAX_REQUEST + 100, true);
-    let head = ring.add(&[buffer]);
-    guest.notify(0);
-    assert_eq!(ring.used(), Some((head, MAX_REQUEST)));
-    assert_eq!(ring.contents(buffer)[MAX_REQUEST as usize..], [0; 100]);
+    for &on in Transport::ALL {
+        let mut guest = TestGuest::new(on, Rng::new());
+        let mut ring = guest.start_all();
+        let buffer = ring.buffer(MAX_REQUEST + 100, true);
+        let head = ring.add(&[buffer]);
+        guest.notify(0);
+        assert_eq!(ring.used(), Some((head, MAX_REQUEST)));
+        assert_eq!(ring.contents(buffer)[MAX_REQUEST as usize..], [0; 100]);
+    }
 }
 
 #[test]
 fn buffers_the_device_may_not_write_are_given_back_empty() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    let mut ring = guest.start_all();
-    let buffer = ring.data(&[7; 64]);
-    let head = ring.add(&[buffer]);
-    guest.notify(0);
-    assert_eq!(ring.used(), Some((head, 0)));
-    assert_eq!(ring.contents(buffer), [7; 64]);
+    for &on in Transport::ALL {
+        let mut guest = TestGuest::new(on, Rng::new());
+        let mut ring = guest.start_all();
+        let buffer = ring.data(&[7; 64]);
+        let head = ring.add(&[buffer]);
+        guest.notify(0);
+        assert_eq!(ring.used(), Some((head, 0)));
+        assert_eq!(ring.contents(buffer), [7; 64]);
+    }
 }
 
 #[test]
 fn two_buffers_differ() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    let mut ring = guest.start_all();
-    let buffers = [ring.buffer(64, true), ring.buffer(64, true)];
-    for buffer in buffers {
-        ring.add(&[buffer]);
+    for &on in Transport::ALL {
+        let mut guest = TestGuest::new(on, Rng::new());
+        let mut ring = guest.start_all();
+        let buffers = [ring.buffer(64, true), ring.buffer(64, true)];
+        for buffer in buffers {
+            ring.add(&[buffer]);
+        }
+        guest.notify(0);
+        assert_ne!(ring.contents(buffers[0]), ring.contents(buffers[1]));
     }
-    guest.notify(0);
-    assert_ne!(ring.contents(buffers[0]), ring.contents(buffers[1]));
 }
 
 #[test]

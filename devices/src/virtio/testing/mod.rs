@@ -5,6 +5,7 @@
 //! and the device's work is done by its worker in an event manager.
 
 mod mmio;
+pub(crate) mod pci;
 mod ring;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,11 +82,13 @@ impl VirtioInterrupt for InterruptCounter {
 pub enum Transport {
     /// virtio 1.2 §4.2.
     Mmio,
+    /// virtio 1.2 §4.1.
+    Pci,
 }
 
 impl Transport {
     /// Every transport there is.
-    pub const ALL: &'static [Self] = &[Self::Mmio];
+    pub const ALL: &'static [Self] = &[Self::Mmio, Self::Pci];
 }
 
 /// What the registers of a transport are to a driver.
@@ -132,8 +135,10 @@ impl TestGuest {
     ) -> Self {
         let device = Box::new(device);
         let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
-        let Transport::Mmio = on;
-        let plugged = mmio::plug(device, memory.clone(), &line);
+        let plugged = match on {
+            Transport::Mmio => mmio::plug(device, memory.clone(), &line),
+            Transport::Pci => pci::plug(device, memory.clone(), &line),
+        };
         let worker = VirtioWorker::new(plugged.state.clone()).expect("an eventfd");
         let mut thread = EventManager::new().expect("an epoll");
         thread.add_subscriber(worker);
@@ -253,7 +258,7 @@ impl TestGuest {
         self.write(Register::DriverFeatures, high);
     }
 
-    /// The largest size of queue `index`; 0 where there is no such queue.
+    /// The largest size of queue `index`, after a reset; 0 where there is no such queue.
     pub fn queue_size_max(&mut self, index: u16) -> u16 {
         self.write(Register::QueueSelect, index.into());
         u16::try_from(self.read(Register::QueueSizeMax)).expect("queue sizes are 16 bits")
@@ -309,6 +314,7 @@ impl TestGuest {
 
     /// As [`start`](Self::start), with all features and the largest queue.
     pub fn start_all(&mut self) -> GuestRing {
+        self.reset();
         let features = self.offered();
         let size = self.queue_size_max(0);
         self.start(features, size)
