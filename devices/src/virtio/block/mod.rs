@@ -15,6 +15,7 @@ mod config;
 pub mod control;
 pub mod device;
 pub mod engine;
+pub mod qcow2;
 pub mod raw_file;
 pub mod request;
 
@@ -22,6 +23,7 @@ pub use backend::Backend;
 pub use control::BlockControl;
 pub use device::{Block, Options};
 pub use engine::Engine;
+pub use qcow2::Qcow2File;
 pub use raw_file::RawFile;
 
 /// Bytes of a sector, the unit of all addresses and lengths (virtio 1.2 §5.2.4), whatever the disk's.
