@@ -1,8 +1,10 @@
 //! A thread that does the work of one device.
 
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use devices::virtio::state::SharedState;
 use devices::virtio::worker::VirtioWorker;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
@@ -13,11 +15,15 @@ use crate::machine::MachineError;
 /// Bytes of stack: an image format's code goes a few dozen calls deep.
 const STACK_BYTES: usize = 512 << 10;
 
+/// How long the devices have to end their work after the run has ended: time for a slow disk to take what is cached.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 type Loop = EventManager<Box<dyn MutEventSubscriber + Send>>;
 
 /// A device's event loop, until it gets a thread.
 pub struct DeviceThread {
     events: Loop,
+    state: SharedState,
     latch: Arc<ExitLatch>,
 }
 
@@ -27,12 +33,17 @@ impl DeviceThread {
         let mut events = Loop::new().map_err(MachineError::EventLoop)?;
         let _: event_manager::SubscriberId =
             events.add_subscriber(Box::new(EndWatch::new(latch.clone())));
+        let state = worker.state();
         let _ = events.add_subscriber(Box::new(worker));
-        Ok(Self { events, latch })
+        Ok(Self {
+            events,
+            state,
+            latch,
+        })
     }
 
-    /// Runs the loop on a thread of its own.
-    pub fn spawn(mut self, number: usize) -> Result<(), MachineError> {
+    /// Runs the loop on a thread of its own. When the run has ended, the thread ends the device's work.
+    pub fn spawn(mut self, number: usize) -> Result<JoinHandle<()>, MachineError> {
         let body = move || {
             while !self.latch.is_set() {
                 if let Err(error) = self.events.run() {
@@ -40,13 +51,36 @@ impl DeviceThread {
                     self.latch.set(ExitReason::Error(what));
                 }
             }
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.shut_down();
         };
         thread::Builder::new()
             .name(format!("device{number}"))
             .stack_size(STACK_BYTES)
             .spawn(body)
-            .map(drop)
             .map_err(MachineError::Thread)
+    }
+}
+
+/// Waits until all of `threads` have ended their devices' work, but not for ever.
+pub fn join(threads: Vec<JoinHandle<()>>) {
+    let mut waited = Duration::ZERO;
+    for thread in threads {
+        let mut pause = Duration::from_micros(50);
+        while !thread.is_finished() {
+            if waited >= PATIENCE {
+                log::error!(
+                    "A device does not end its work, it is abandoned: a disk may be damaged"
+                );
+                return;
+            }
+            thread::sleep(pause);
+            waited += pause;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        if thread.join().is_err() {
+            log::error!("A device's thread has panicked");
+        }
     }
 }
 

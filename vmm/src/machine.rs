@@ -19,7 +19,7 @@ use crate::control::{Control, Targets};
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
 use crate::cpu::template::{self, TemplateError};
-use crate::device_thread::{DeviceThread, EndWatch};
+use crate::device_thread::{self, DeviceThread, EndWatch};
 use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
@@ -204,12 +204,11 @@ impl Machine {
     /// Runs the guest to its end, on this thread (events) and one thread for each vCPU.
     pub fn run(mut self) -> Result<ExitReason, MachineError> {
         vcpu::install_handler().map_err(MachineError::Signal)?;
-        for (number, thread) in std::mem::take(&mut self.device_threads)
+        let devices = std::mem::take(&mut self.device_threads)
             .into_iter()
             .enumerate()
-        {
-            thread.spawn(number)?;
-        }
+            .map(|(number, thread)| thread.spawn(number))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut threads = Vec::with_capacity(self.vcpus.len());
         // The boot vCPU comes last: when it runs, all others are there to be started.
         let vcpus: Vec<_> = (0u8..).zip(std::mem::take(&mut self.vcpus)).collect();
@@ -237,6 +236,7 @@ impl Machine {
             }
         }
         end(&threads);
+        device_thread::join(devices);
         self.output.finish(OUTPUT_PATIENCE);
         let unknown = || ExitReason::Error("The run ended without a reason".into());
         Ok(self.latch.reason().cloned().unwrap_or_else(unknown))

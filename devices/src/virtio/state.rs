@@ -279,6 +279,11 @@ impl VirtioState {
         progress
     }
 
+    /// Ends the device's work for good: what is in flight is finished, what it caches is written back.
+    pub fn shut_down(&mut self) {
+        self.stop_queues();
+    }
+
     /// The device's own descriptors.
     pub fn sources(&self) -> Vec<Source> {
         self.device.sources()

@@ -38,6 +38,11 @@ impl VirtioWorker {
         })
     }
 
+    /// The device's state, for who ends its run.
+    pub fn state(&self) -> SharedState {
+        self.state.clone()
+    }
+
     /// What the events of the doorbells, the sources and `again` carry, in this order.
     fn first_source(&self) -> usize {
         self.doorbells.len()
@@ -59,10 +64,10 @@ impl VirtioWorker {
 
 impl MutEventSubscriber for VirtioWorker {
     fn init(&mut self, ops: &mut EventOps) {
-        let doorbells = self
-            .doorbells
-            .iter()
-            .map(|fd| (fd.as_raw_fd(), EventSet::IN));
+        // An edge needs no reading: each ring wakes us once, also one that comes during the work, and the counter that
+        // nobody empties takes centuries to fill.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let doorbells = self.doorbells.iter().map(|fd| (fd.as_raw_fd(), edge));
         let sources = self.sources.iter().map(|source| (source.fd, source.events));
         let again = (self.again.as_raw_fd(), EventSet::IN);
         for (data, (fd, events)) in (0..).zip(doorbells.chain(sources).chain([again])) {
@@ -75,10 +80,7 @@ impl MutEventSubscriber for VirtioWorker {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         let data = events.data() as usize;
-        if let Some(doorbell) = self.doorbells.get(data) {
-            // Silenced before the work: a ring that comes during it must wake us again. An empty
-            // counter only means that someone else has read it.
-            let _ = doorbell.read();
+        if data < self.first_source() {
             let index = u16::try_from(data).unwrap_or(u16::MAX);
             self.state
                 .lock()

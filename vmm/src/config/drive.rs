@@ -74,6 +74,19 @@ impl DriveQueues {
     }
 }
 
+/// What the bytes of an image file mean. Always said, never guessed: a guest can write any header to a raw disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// They are the disk's.
+    #[default]
+    Raw,
+    /// QEMU's format.
+    Qcow2 {
+        /// The files that the image, and those it is based on, may be based on.
+        backing_files: Vec<PathBuf>,
+    },
+}
+
 /// One disk image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveConfig {
@@ -81,6 +94,8 @@ pub struct DriveConfig {
     pub id: DriveId,
     /// The image or block device on the host.
     pub path: PathBuf,
+    /// What is in it.
+    pub format: DiskFormat,
     /// The guest cannot write.
     pub read_only: bool,
     /// The guest's root file system is on this drive.

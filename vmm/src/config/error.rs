@@ -54,6 +54,10 @@ pub enum ConfigError {
     CmdlineCharacter { position: usize, byte: u8 },
     #[error("drive_id is \"{id}\", permitted are 1 to {max} letters, digits, \"_\" and \"-\"")]
     BadDriveId { id: String, max: usize },
+    #[error(
+        "Drive \"{id}\" has backing_files, which a raw image cannot have: remove them or set format to \"qcow2\""
+    )]
+    RawWithBackingFiles { id: String },
     #[error("Two drives are named \"{id}\"")]
     DuplicateDrive { id: String },
     #[error("iface_id is \"{id}\", permitted are 1 to {max} letters, digits, \"_\" and \"-\"")]

@@ -14,7 +14,7 @@ mod rate_limiter;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
 pub use cpu::{CpuConfig, CpuTemplate};
-pub use drive::{DriveConfig, DriveId, DriveQueues};
+pub use drive::{DiskFormat, DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
 pub use net::{MacAddress, NetConfig, TapSource};

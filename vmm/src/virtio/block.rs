@@ -1,13 +1,24 @@
 //! Disks: from the configuration to the device.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use devices::virtio::block::{Block, Engine, Options, RawFile};
+use devices::virtio::block::qcow2::Qcow2Error;
+use devices::virtio::block::raw_file::RawFileError;
+use devices::virtio::block::{Backend, Block, Engine, Options, Qcow2File, RawFile};
 
 use super::VirtioError;
-use crate::config::{DriveConfig, DriveQueues, RateLimiterConfig, VcpuCount};
+use crate::config::{DiskFormat, DriveConfig, DriveQueues, RateLimiterConfig, VcpuCount};
+
+/// Why an image is no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error(transparent)]
+    Raw(#[from] RawFileError),
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
+}
 
 /// Opens the image of `drive`, for a guest with `vcpus`.
 pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Block, VirtioError> {
@@ -16,8 +27,8 @@ pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Block, Virti
         Ok(file) => file,
         Err(source) => return Err(VirtioError::OpenDrive { id, path, source }),
     };
-    let backend = match RawFile::new(file, drive.read_only) {
-        Ok(raw) => Box::new(raw),
+    let backend = match backend(drive, file) {
+        Ok(backend) => backend,
         Err(source) => return Err(VirtioError::UseDrive { id, path, source }),
     };
     let limiter = match drive.rate_limiter {
@@ -38,4 +49,101 @@ pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Block, Virti
 
 fn open(path: &Path, read_only: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(!read_only).open(path)
+}
+
+fn backend(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, DiskError> {
+    Ok(match &drive.format {
+        DiskFormat::Raw => Box::new(RawFile::new(file, drive.read_only)?),
+        DiskFormat::Qcow2 { backing_files } => {
+            let mut permitted = Permitted::new(&drive.path, backing_files);
+            let mut open = |name: &str| permitted.open(name);
+            Box::new(Qcow2File::new(file, drive.read_only, &mut open)?)
+        }
+    })
+}
+
+/// The files a drive's images may be based on, whatever the images say.
+struct Permitted {
+    files: Vec<PathBuf>,
+    /// Where the image is that names the next file.
+    directory: PathBuf,
+}
+
+impl Permitted {
+    fn new(image: &Path, files: &[PathBuf]) -> Self {
+        // Compared by what they are, not by how they are spelt. One that does not exist permits nothing.
+        let files = files.iter().filter_map(|file| fs::canonicalize(file).ok());
+        Self {
+            files: files.collect(),
+            directory: directory(image),
+        }
+    }
+
+    fn open(&mut self, name: &str) -> Result<File, Qcow2Error> {
+        let refused = || Qcow2Error::BackingNotPermitted { name: name.into() };
+        let path = self.directory.join(name);
+        // What is not permitted is not even told from what does not exist.
+        let path = fs::canonicalize(&path).map_err(|_| refused())?;
+        if !self.files.contains(&path) {
+            return Err(refused());
+        }
+        self.directory = directory(&path);
+        File::open(&path).map_err(|source| Qcow2Error::BackingOpen {
+            name: name.into(),
+            source,
+        })
+    }
+}
+
+fn directory(path: &Path) -> PathBuf {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    path.parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_named_files_are_opened_however_they_are_spelt() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["image", "base", "secret"] {
+            fs::write(at(name), name).unwrap();
+        }
+        fs::create_dir(at("deep")).unwrap();
+        fs::write(at("deep/lowest"), "lowest").unwrap();
+        std::os::unix::fs::symlink(at("secret"), at("innocent")).unwrap();
+
+        let named = [at("deep/../base"), at("deep/lowest"), at("missing")];
+        let mut permitted = Permitted::new(&at("image"), &named);
+        for name in [
+            "secret",
+            "innocent",
+            "../secret",
+            "/etc/passwd",
+            "missing",
+            "",
+            "json:{}",
+        ] {
+            let error = permitted.open(name).unwrap_err();
+            assert!(
+                matches!(error, Qcow2Error::BackingNotPermitted { .. }),
+                "{name}: {error}"
+            );
+        }
+        permitted.open("base").unwrap();
+        permitted.open("deep/lowest").unwrap();
+        // From there on, names are relative to the lower image.
+        permitted.open("../base").unwrap();
+        permitted.open(at("base").to_str().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn no_file_is_permitted_by_default() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("base"), "base").unwrap();
+        let mut permitted = Permitted::new(&dir.path().join("image"), &[]);
+        assert!(permitted.open("base").is_err());
+    }
 }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use devices::bus::{Bus, BusError};
 use devices::pci::{PciBus, SlotError};
 use devices::rate_limiter::RateLimiter;
-use devices::virtio::block::raw_file::RawFileError;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
@@ -46,7 +45,7 @@ pub enum VirtioError {
         id: String,
         path: PathBuf,
         #[source]
-        source: RawFileError,
+        source: block::DiskError,
     },
     #[error("Cannot make the events of drive \"{id}\"")]
     DriveEvents {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::rate_limiter::{self, RateLimiter};
 use super::refuse;
-use crate::config::{ConfigError, DriveConfig, DriveId, DriveQueues};
+use crate::config::{ConfigError, DiskFormat, DriveConfig, DriveId, DriveQueues};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +23,8 @@ pub(super) struct Drive {
     rate_limiter: Option<RateLimiter>,
     socket: Option<Value>,
     queues: Option<i64>,
+    format: Option<String>,
+    backing_files: Option<Vec<PathBuf>>,
 }
 
 impl Drive {
@@ -51,6 +53,21 @@ impl Drive {
                 permitted: "\"Unsafe\" and \"Writeback\"",
             });
         }
+        let backing_files = self.backing_files.unwrap_or_default();
+        let format = match self.format.as_deref() {
+            None | Some("raw") if !backing_files.is_empty() => {
+                return Err(ConfigError::RawWithBackingFiles { id: self.drive_id });
+            }
+            None | Some("raw") => DiskFormat::Raw,
+            Some("qcow2") => DiskFormat::Qcow2 { backing_files },
+            Some(_) => {
+                return Err(ConfigError::UnknownWord {
+                    field: "drives.format",
+                    value: self.format.unwrap_or_default(),
+                    permitted: "\"raw\" and \"qcow2\"",
+                });
+            }
+        };
         let path = self
             .path_on_host
             .filter(|path| !path.as_os_str().is_empty())
@@ -60,6 +77,7 @@ impl Drive {
         Ok(DriveConfig {
             id: DriveId::new(self.drive_id)?,
             path,
+            format,
             read_only: self.is_read_only.unwrap_or(false),
             is_root: self.is_root_device,
             partuuid: self.partuuid,

@@ -2,7 +2,8 @@ use std::error::Error as _;
 
 use super::*;
 use crate::config::{
-    BootProtocol, BucketConfig, CpuTemplate, DEFAULT_BOOT_ARGS, RateLimiterConfig, TapSource,
+    BootProtocol, BucketConfig, CpuTemplate, DEFAULT_BOOT_ARGS, DiskFormat, RateLimiterConfig,
+    TapSource,
 };
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
@@ -92,6 +93,30 @@ fn how_a_drive_is_worked_on_is_a_preference() {
         "drives.io_engine is \"async\", permitted are \"Sync\" and \"Async\""
     );
     assert!(drive(r#", "queues": 0"#).is_err());
+}
+
+#[test]
+fn format_of_an_image_is_raw_or_said() {
+    let drive = |more: &str| {
+        let drive = r#""drives": [{"drive_id": "a", "is_root_device": false, "path_on_host": "x""#;
+        with(&format!("{drive}{more}}}]")).map(|mut loaded| loaded.vm.drives.remove(0).format)
+    };
+    assert_eq!(drive("").unwrap(), DiskFormat::Raw);
+    assert_eq!(drive(r#", "format": "raw""#).unwrap(), DiskFormat::Raw);
+    let qcow2 = |backing_files| DiskFormat::Qcow2 { backing_files };
+    assert_eq!(drive(r#", "format": "qcow2""#).unwrap(), qcow2(vec![]));
+    let both = r#", "format": "qcow2", "backing_files": ["/a", "b"]"#;
+    let files = vec![PathBuf::from("/a"), PathBuf::from("b")];
+    assert_eq!(drive(both).unwrap(), qcow2(files));
+    let error = drive(r#", "format": "vmdk""#).unwrap_err().to_string();
+    assert!(
+        error.contains("\"vmdk\"") && error.contains("\"qcow2\""),
+        "{error}"
+    );
+    let error = drive(r#", "backing_files": ["/a"]"#)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("set format to \"qcow2\""), "{error}");
 }
 
 #[test]

@@ -66,7 +66,6 @@ pub(super) fn check(file: &File) -> Result<(), RefcountError> {
     let odd = used
         .iter()
         .find(|offset| **offset % (1 << bits) != 0 || **offset >= file_len);
-
     match odd.or(twice.map(|pair| &pair[0])) {
         Some(&offset) => Err(RefcountError::Block { offset }),
         None => Ok(()),
