@@ -150,7 +150,7 @@ fn job_without_file_or_memory_is_an_error() {
     let memory = guest_memory();
     let chain = chain(&memory, true);
     let mut engine = Engine::default();
-    engine.attach_memory(memory.clone());
+    engine.attach_memory(memory);
     assert!(matches!(
         engine.start(0, &read(&chain)),
         Start::Done(Err(_))

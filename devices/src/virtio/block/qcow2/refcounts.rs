@@ -26,7 +26,7 @@ pub enum RefcountError {
     Hole { index: usize },
     #[error("Refcount table has no entries")]
     Empty,
-    #[error("Refcount block at {offset:#x} is not a cluster of the file, or not of one entry only")]
+    #[error("Refcount block at {offset:#x} is outside of the file, or used twice")]
     Block { offset: u64 },
 }
 
@@ -37,7 +37,7 @@ fn field<const N: usize>(file: &File, offset: u64) -> Result<[u8; N], RefcountEr
     Ok(bytes)
 }
 
-/// Checks the refcount table of the image in `file`, whose header is sound.
+/// Checks the refcount table of the image in `file`, whose header and table the library finds well-formed.
 pub(super) fn check(file: &File) -> Result<(), RefcountError> {
     let bits = u32::from_be_bytes(field(file, CLUSTER_BITS)?);
     let start = u64::from_be_bytes(field(file, TABLE_OFFSET)?);
@@ -63,10 +63,8 @@ pub(super) fn check(file: &File) -> Result<(), RefcountError> {
     }
     used.sort_unstable();
     let twice = used.windows(2).find(|pair| pair[0] == pair[1]);
-    let odd = used
-        .iter()
-        .find(|offset| **offset % (1 << bits) != 0 || **offset >= file_len);
-    match odd.or(twice.map(|pair| &pair[0])) {
+    let outside = used.iter().find(|offset| **offset >= file_len);
+    match outside.or_else(|| twice.map(|pair| &pair[0])) {
         Some(&offset) => Err(RefcountError::Block { offset }),
         None => Ok(()),
     }
