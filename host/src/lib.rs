@@ -3,6 +3,7 @@
 //! - [`config`]: the machine file.
 //! - [`flash`], [`disks`], [`images`]: where guests come from.
 //! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
+//! - [`net`]: the guests' networks.
 //! - [`console`]: terminals, each showing the host or one guest.
 //! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
 //!
@@ -19,6 +20,7 @@ pub mod flash;
 pub mod images;
 pub mod init;
 mod lines;
+pub mod net;
 mod power;
 mod shell;
 pub mod supervisor;

@@ -6,9 +6,9 @@ use super::{Outcome, Phase, State, Supervisor};
 use crate::clock;
 use crate::config::nearest;
 
-const COMMANDS: [&str; 12] = [
-    "help", "list", "view", "start", "stop", "restart", "kill", "log", "shell", "poweroff",
-    "reboot", "quit",
+const COMMANDS: [&str; 13] = [
+    "help", "list", "view", "start", "stop", "restart", "kill", "log", "network", "shell",
+    "poweroff", "reboot", "quit",
 ];
 
 const HELP: &str = "\
@@ -19,6 +19,7 @@ stop GUEST       press its power button; stop it when its time is up
 restart GUEST    stop, then start
 kill GUEST       end its VMM at once
 log GUEST        newest lines of its VMM's log
+network          the host's networks
 shell            a shell on the host
 poweroff         shut every guest down, then switch off
 reboot           shut every guest down, then start anew
@@ -33,6 +34,8 @@ impl Supervisor {
         let answer = match (verb, argument) {
             ("help" | "?", _) => Ok(HELP.to_owned()),
             ("list", _) => Ok(self.list()),
+            ("network", _) if self.network_state.is_empty() => Ok("no network".to_owned()),
+            ("network", _) => Ok(self.network_state.clone()),
             ("poweroff" | "quit", _) => {
                 self.go_down(Outcome::PowerOff);
                 Ok(String::new())
@@ -133,16 +136,22 @@ impl Supervisor {
             .max()
             .unwrap_or(0)
             .max(5);
-        let mut table = format!("no {:width$} state    vcpus memory  ", "guest");
+        let mut table = format!(
+            "no {:width$} state    vcpus memory  address         ",
+            "guest"
+        );
         for guest in &self.guests {
             let (vcpus, memory) = guest
                 .config
                 .as_ref()
                 .map_or((0, 0), |config| (config.vcpus, config.memory_mib));
+            let address = guest.addresses.iter().map(|(_, address)| address);
+            let address = address.min().map(ToString::to_string);
+            let address = address.unwrap_or_default();
             // Writing to a string cannot fail.
             let _ = write!(
                 table,
-                "\n{:2} {:width$} {:8} {vcpus:5} {memory:4} M  {}",
+                "\n{:2} {:width$} {:8} {vcpus:5} {memory:4} M  {address:15} {}",
                 guest.channel, guest.name, guest.state, guest.detail
             );
         }

@@ -1,6 +1,7 @@
 //! One guest as the supervisor sees it: its VMM process, the ends of its pipes, its timers.
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::control::{Action, Event};
 use super::launch::Launched;
 use super::lifecycle::{End, Lifecycle, State};
 use super::ready::ConsoleRule;
+use crate::address::Mac;
 use crate::config::{GuestConfig, Ready};
 use crate::images::Prepared;
 use crate::lines::LineBuffer;
@@ -91,6 +93,8 @@ pub struct Guest {
     pub images: Option<Prepared>,
     /// It is to be started again when it is down, because a user asked for a restart.
     pub start_when_down: bool,
+    /// Addresses of its network cards, as far as they are known.
+    pub addresses: Vec<(Mac, Ipv4Addr)>,
     /// Newest lines of its VMM's log.
     pub log: VecDeque<String>,
 }
@@ -122,6 +126,7 @@ impl Guest {
             life: Lifecycle::default(),
             images: None,
             start_when_down: false,
+            addresses: Vec::new(),
             log: VecDeque::new(),
         }
     }

@@ -23,6 +23,7 @@ use thiserror::Error;
 use crate::clock;
 use crate::config::{GuestConfig, Transport};
 use crate::images::Prepared;
+use crate::net::Tap;
 
 /// Name under which the executable is a VMM.
 pub const VMM_NAME: &str = "daruma-vmm";
@@ -69,17 +70,18 @@ pub struct Launched {
 ///
 /// # Errors
 /// The configuration cannot be written or the process not be started.
-pub fn launch(
+pub fn launch<'t>(
     program: &Path,
     run_folder: &Path,
     guest: &GuestConfig,
     images: &Prepared,
+    taps: impl Iterator<Item = &'t Tap>,
 ) -> Result<Launched, LaunchError> {
     let start_time_us = clock::now().as_micros();
     let folder = run_folder.join(&guest.name);
     let path = folder.join("vm.json");
     fs::create_dir_all(&folder)
-        .and_then(|()| fs::write(&path, configuration(guest, images)))
+        .and_then(|()| fs::write(&path, configuration(guest, images, taps)))
         .map_err(|source| LaunchError::Config {
             path: path.clone(),
             source,
@@ -151,7 +153,21 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 }
 
 /// The VMM's configuration file, in Firecracker's form.
-fn configuration(guest: &GuestConfig, images: &Prepared) -> String {
+fn configuration<'t>(
+    guest: &GuestConfig,
+    images: &Prepared,
+    taps: impl Iterator<Item = &'t Tap>,
+) -> String {
+    let cards: Vec<_> = taps
+        .enumerate()
+        .map(|(index, tap)| {
+            json!({
+                "iface_id": format!("net{index}"),
+                "host_dev_name": tap.name,
+                "guest_mac": tap.mac.to_string(),
+            })
+        })
+        .collect();
     let drives: Vec<_> = images
         .drives
         .iter()
@@ -172,11 +188,14 @@ fn configuration(guest: &GuestConfig, images: &Prepared) -> String {
     if let Some(initrd) = &images.initrd {
         boot["initrd_path"] = json!(initrd);
     }
-    json!({
+    let mut configuration = json!({
         "boot-source": boot,
         "drives": drives,
         "machine-config": { "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib },
         "entropy": {},
-    })
-    .to_string()
+    });
+    if !cards.is_empty() {
+        configuration["network-interfaces"] = json!(cards);
+    }
+    configuration.to_string()
 }

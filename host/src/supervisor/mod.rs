@@ -26,6 +26,7 @@ use crate::config::Machine;
 use crate::console::{Console, Request};
 use crate::errors::chain;
 use crate::images::{ImageError, Images, Prepared};
+use crate::net::{Networks, News, Place};
 use crate::shell::Shell;
 use crate::timing;
 use guest::{Guest, Phase};
@@ -81,6 +82,7 @@ enum Message {
         guest: usize,
         result: Result<Prepared, ImageError>,
     },
+    Network(News),
 }
 
 /// A thread's way to the loop.
@@ -107,6 +109,9 @@ pub struct Supervisor {
     mail: Receiver<Message>,
     images: Arc<OnceLock<Images>>,
     guests: Vec<Guest>,
+    networks: Networks,
+    /// The networks in words.
+    network_state: String,
     shell: Option<Shell>,
     /// Guests were started; what `power_off_when_ready` and `Done` wait for.
     loaded: bool,
@@ -156,6 +161,8 @@ impl Supervisor {
             mail,
             images: Arc::default(),
             guests: Vec::new(),
+            networks: Networks::default(),
+            network_state: String::new(),
             shell: None,
             loaded: false,
             going_down: None,
@@ -207,6 +214,15 @@ impl Supervisor {
         for remark in &machine.remarks {
             self.console.say(&format!("host: {remark}"));
         }
+        let mailbox = self.mailbox.clone();
+        let place = if self.settings.is_init {
+            Place::Rom
+        } else {
+            Place::Linux
+        };
+        self.networks = Networks::start(&machine, place, move |news| {
+            mailbox.send(Message::Network(news));
+        });
         let mut autostart = Vec::new();
         let mut failures = Vec::new();
         for entry in machine.guests {
@@ -234,6 +250,25 @@ impl Supervisor {
         }
         self.start(&autostart, "");
         self.loaded = true;
+    }
+
+    fn network(&mut self, news: News) {
+        match news {
+            News::Address {
+                guest,
+                mac,
+                address,
+            } => {
+                if let Some(guest) = self.guests.get_mut(guest) {
+                    guest.addresses.retain(|(other, _)| *other != mac);
+                    guest
+                        .addresses
+                        .extend(address.map(|address| (mac, address)));
+                }
+            }
+            News::State(state) => self.network_state = state,
+            News::Remark(remark) => self.console.say(&format!("host: {remark}")),
+        }
     }
 
     fn open_shell_everywhere(&mut self) {
@@ -316,6 +351,7 @@ impl Supervisor {
 
     fn close(&mut self) {
         self.shell = None;
+        self.networks = Networks::default();
         if let Some(images) = self.images.get() {
             images.disks.unmount();
         }

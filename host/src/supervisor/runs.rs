@@ -165,6 +165,7 @@ impl Supervisor {
             &self.settings.run_folder,
             config,
             &images,
+            self.networks.taps(index),
         )
         .map_err(|error| chain(&error))?;
         guest.images = Some(images);

@@ -98,6 +98,7 @@ impl Supervisor {
                     match message {
                         Message::Loaded(loaded) => self.install(*loaded),
                         Message::Prepared { guest, result } => self.prepared(guest, result),
+                        Message::Network(news) => self.network(news),
                     }
                 }
             }

@@ -27,7 +27,7 @@ pub struct Machine {
 /// One `[[guest]]` section. `KERNEL` and the folder are filled in by [`Machine::start`].
 pub fn guest(name: &str, script: &str, more: &str) -> String {
     format!(
-        "[[guest]]\nname = \"{name}\"\nmemory = 64\nkernel = \"kernel\"\ncmdline = \"{script}\"\n\
+        "[[guest]]\nname = \"{name}\"\nnetwork = \"none\"\nmemory = 64\nkernel = \"kernel\"\ncmdline = \"{script}\"\n\
          ready = {{ console = \"ready now\" }}\n{more}\n"
     )
 }
