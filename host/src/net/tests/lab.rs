@@ -321,7 +321,7 @@ impl Guest {
         self.place.run(move || {
             ip(&format!(
                 "route add default via {router} dev daruma0 onlink"
-            ))
+            ));
         });
     }
 }
