@@ -1,9 +1,10 @@
 #!/bin/sh
-# Turns the archive mmdebstrap made into an ext4 image, without mounting anything.
+# Turns the archive mmdebstrap made into the ext4 file system of a disk's partition, without mounting anything.
 # Run as root or under fakeroot, so that owners and devices of the archive survive.
-# Arguments: archive, folder with the recipe's files, scratch folder, image, label, UUID.
+# Arguments: archive, folder with the recipe's files, scratch folder, disk, label, UUID, where the partition begins in
+# bytes, its size in blocks, size of a block in bytes.
 set -eu
-archive=$1 files=$2 root=$3 image=$4 label=$5 uuid=$6
+archive=$1 files=$2 root=$3 image=$4 label=$5 uuid=$6 offset=$7 blocks=$8 block=$9
 
 mkdir -p "$root"
 tar --extract --file "$archive" --directory "$root" --numeric-owner --preserve-permissions
@@ -27,5 +28,5 @@ done
 touch "$root/etc/.updated" "$root/var/.updated"
 
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
-mke2fs -q -F -t ext4 -L "$label" -U "$uuid" -m 1 -d "$root" \
-    -E "hash_seed=$uuid,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$image"
+mke2fs -q -F -t ext4 -L "$label" -U "$uuid" -m 1 -b "$block" -d "$root" \
+    -E "offset=$offset,hash_seed=$uuid,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$image" "$blocks"

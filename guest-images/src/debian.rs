@@ -1,26 +1,44 @@
-//! The `debian` guest: a real Debian with its own init and a login, made by mmdebstrap from a mirror.
+//! The `debian` guest: a real Debian with its own kernel, initial RAM disk, init and a login, made by mmdebstrap from a
+//! mirror. Debian's own tools write its boot entry; nothing in it is made for Daruma.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use gpt::partition_types;
+use uuid::Uuid;
+
+use crate::table::{self, MARGIN, Table};
 use crate::{Error, RecipeFile, fingerprint, tool};
 
 /// The release the recipe is written for.
 pub const SUITE: &str = "bookworm";
 
-/// What a Debian machine has beyond the essential packages: its own init, devices, messages between services, and
-/// enough tools to look around.
-const PACKAGES: [&str; 8] = [
+/// What a Debian machine has beyond the essential packages: its own init, devices, messages between services, a network,
+/// and enough tools to look around. `busybox` and `zstd` are what `initramfs-tools` recommends and a stock image has.
+const PACKAGES: [&str; 13] = [
+    "busybox",
     "dbus",
     "e2fsprogs",
+    "initramfs-tools",
     "iproute2",
     "kmod",
     "less",
     "procps",
+    "systemd-resolved",
     "systemd-sysv",
+    "u-boot-menu",
     "udev",
+    "zstd",
 ];
+
+/// The kernel that Debian makes for virtual machines: 6.1 in this release.
+pub const KERNEL: &str = "linux-image-cloud-amd64";
+/// The newer one that Debian keeps for the same release.
+pub const NEWER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+
+/// Whoever has no address yet asks for one.
+const SERVICES: [&str; 1] = ["systemd-networkd.service"];
 
 /// `usrmerge` would bring all of Perl along to merge what mmdebstrap lays out merged.
 const INSTEAD_OF_USRMERGE: &str = "usr-is-merged";
@@ -34,10 +52,16 @@ const DPKG_OPTIONS: [&str; 4] = [
     "path-include=/usr/share/doc/*/copyright",
 ];
 
-/// Size of the root file system in bytes; the image is sparse.
-const SIZE: u64 = 1 << 30;
+/// Size of the disk in bytes; the image is sparse.
+const SIZE: u64 = 2 << 30;
+const BLOCK: u64 = 4096;
 const LABEL: &str = "debian-root";
+
+// Set by hand: the same packages give the same bytes.
 const UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-646562696e72";
+const DISK_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_646562696e00);
+/// `etc/fstab` names the partition by it, and with that the boot entry.
+const PARTITION_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_646562696e01);
 
 /// No file of the image is newer, so that two builds of the same packages agree: the day of the release, in seconds
 /// since 1970.
@@ -55,40 +79,45 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 5] = [
+const FILES: [RecipeFile; 6] = [
     recipe!("etc/default/locale", "locale"),
     recipe!("etc/fstab", "fstab"),
     recipe!("etc/hostname", "hostname"),
     recipe!("etc/hosts", "hosts"),
     recipe!("etc/issue", "issue"),
+    recipe!("etc/systemd/network/80-wired.network", "wired.network"),
 ];
 
 /// Where packages come from, and where to work.
 #[derive(Debug)]
 pub struct Inputs<'a> {
-    /// Base URI of a Debian mirror, which the guest will use as well; `None` for mmdebstrap's own choice.
-    pub mirror: Option<&'a str>,
+    /// Lines of a sources.list, which the guest will use as well; mmdebstrap's own choice if there are none.
+    pub sources: &'a [String],
     /// Keyring that signs the mirror's release; `None` for apt's own.
     pub keyring: Option<&'a Path>,
-    /// A folder for some 400 MB of temporary files.
+    /// The kernels' packages. The newest of them is what the boot entry starts.
+    pub kernels: &'a [&'a str],
+    /// A folder for some 800 MB of temporary files.
     pub scratch: &'a Path,
     /// Takes the tools' output.
     pub log: &'a Path,
 }
 
 /// What decides the image besides the packages' versions.
-pub fn recipe() -> String {
+pub fn recipe(kernels: &[&str]) -> String {
     fingerprint(
         &FILES,
         &[
             SUITE,
             PACK,
-            &format!("{PACKAGES:?} {DPKG_OPTIONS:?} {SIZE} {UUID} {EPOCH}"),
+            &format!(
+                "{kernels:?} {PACKAGES:?} {SERVICES:?} {DPKG_OPTIONS:?} {SIZE} {UUID} {DISK_GUID} {PARTITION_GUID} {EPOCH}"
+            ),
         ],
     )
 }
 
-/// Makes the root file system at `out`: installs the packages into an archive (by far the longest part, needs the
+/// Makes the disk at `out`: installs the packages into an archive (by far the longest part, needs the
 /// network), then packs it.
 pub fn build(inputs: &Inputs<'_>, out: &Path) -> Result<(), Error> {
     tool::empty_folder(inputs.scratch)?;
@@ -99,12 +128,28 @@ pub fn build(inputs: &Inputs<'_>, out: &Path) -> Result<(), Error> {
 
 fn install_packages(inputs: &Inputs<'_>) -> Result<PathBuf, Error> {
     let archive = inputs.scratch.join("root.tar");
+    // Where the root is decides what the boot entry says and which checker the initial RAM disk has: it must be known
+    // before the kernel is installed.
+    let fstab = inputs.scratch.join("fstab");
+    let text = FILES.iter().find(|file| file.path == "etc/fstab");
+    fs::write(&fstab, text.map_or("", |file| file.content)).map_err(Error::io("write", &fstab))?;
+    let packages: Vec<&str> = PACKAGES
+        .iter()
+        .chain(inputs.kernels)
+        .copied()
+        .chain([INSTEAD_OF_USRMERGE])
+        .collect();
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--variant=minbase", "--architectures=amd64", "--format=tar"])
+        .arg(format!("--include={}", packages.join(",")))
         .arg(format!(
-            "--include={},{INSTEAD_OF_USRMERGE}",
-            PACKAGES.join(",")
+            "--essential-hook=upload '{}' /etc/fstab",
+            fstab.display()
+        ))
+        .arg(format!(
+            "--customize-hook=chroot \"$1\" systemctl --quiet enable {}",
+            SERVICES.join(" ")
         ))
         .arg(format!("--hook-dir={MERGED_USR_HOOK}"))
         .args(DPKG_OPTIONS.map(|option| format!("--dpkgopt={option}")))
@@ -115,9 +160,7 @@ fn install_packages(inputs: &Inputs<'_>) -> Result<PathBuf, Error> {
         mmdebstrap.arg(format!("--keyring={}", keyring.display()));
     }
     mmdebstrap.arg(SUITE).arg(&archive);
-    if let Some(mirror) = inputs.mirror {
-        mmdebstrap.arg(format!("deb {mirror} {SUITE} main"));
-    }
+    mmdebstrap.args(inputs.sources);
     tool::run(&mut mmdebstrap, inputs.log)?;
     Ok(archive)
 }
@@ -126,7 +169,21 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     let files = inputs.scratch.join("files");
     tool::write_files(&files, &FILES)?;
     let unfinished = tool::unfinished(out);
-    tool::sparse_file(&unfinished, SIZE)?;
+    let mut disk = tool::sparse_file(&unfinished, SIZE)?;
+    let table = Table {
+        size: SIZE,
+        disk: DISK_GUID,
+        partition: PARTITION_GUID,
+        kind: partition_types::LINUX_ROOT_X64,
+        name: LABEL,
+    };
+    table
+        .write(&mut disk)
+        .map_err(|source| Error::PartitionTable {
+            path: unfinished.clone(),
+            source,
+        })?;
+    drop(disk);
 
     let mut shell = if is_root() {
         Command::new("sh")
@@ -144,6 +201,7 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     shell
         .arg(&unfinished)
         .args([LABEL, UUID])
+        .args([MARGIN, table::partition_size(SIZE) / BLOCK, BLOCK].map(|number| number.to_string()))
         .env("SOURCE_DATE_EPOCH", EPOCH.to_string())
         .env("E2FSPROGS_FAKE_TIME", EPOCH.to_string());
     tool::run(&mut shell, inputs.log)?;
@@ -169,6 +227,13 @@ mod tests {
             .content;
         assert!(issue.contains("password: daruma"));
         assert!(PACK.contains("Root's password is `daruma`"));
+    }
+
+    #[test]
+    fn fstab_names_the_partition_of_the_table() {
+        let fstab = FILES.iter().find(|file| file.path == "etc/fstab").unwrap();
+        let first = fstab.content.split_whitespace().next().unwrap();
+        assert_eq!(first, format!("PARTUUID={PARTITION_GUID}"));
     }
 
     #[test]

@@ -1,15 +1,13 @@
 //! The disk of a machine: a GPT with one partition `daruma`, whose ext4 file system holds the disk guests' images.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gpt::disk::LogicalBlockSize;
-use gpt::mbr::ProtectiveMBR;
-use gpt::partition::Partition;
-use gpt::{GptConfig, partition_types};
+use gpt::partition_types;
 use uuid::Uuid;
 
+use crate::table::{self, MARGIN, Table};
 use crate::{Error, tool};
 
 /// Name of the partition and label of its file system: by either, the host finds it on any attached disk.
@@ -17,10 +15,7 @@ pub const LABEL: &str = "daruma";
 
 /// Size of the disk in bytes; the image is sparse.
 const SIZE: u64 = 4 << 30;
-const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
-/// The partition starts at the usual 1 MiB and ends 1 MiB before the disk: the second table lies there.
-const MARGIN: u64 = 1 << 20;
 
 // Set by hand: the same inputs give the same bytes.
 const DISK_GUID: Uuid = Uuid::from_u128(0x7f1c1e0a_5f27_4d3a_9c55_6469736b0000);
@@ -59,10 +54,19 @@ pub fn build(
 
     let unfinished = tool::unfinished(out);
     let mut disk = tool::sparse_file(&unfinished, SIZE)?;
-    write_table(&mut disk).map_err(|source| Error::PartitionTable {
-        path: unfinished.clone(),
-        source,
-    })?;
+    let table = Table {
+        size: SIZE,
+        disk: DISK_GUID,
+        partition: PARTITION_GUID,
+        kind: partition_types::LINUX_FS,
+        name: LABEL,
+    };
+    table
+        .write(&mut disk)
+        .map_err(|source| Error::PartitionTable {
+            path: unfinished.clone(),
+            source,
+        })?;
     drop(disk);
 
     let options = format!(
@@ -85,7 +89,7 @@ pub fn build(
         .args(["-b", &BLOCK.to_string(), "-E", &options, "-d"])
         .arg(&tree)
         .arg(&unfinished)
-        .arg(((SIZE - 2 * MARGIN) / BLOCK).to_string())
+        .arg((table::partition_size(SIZE) / BLOCK).to_string())
         .env("E2FSPROGS_FAKE_TIME", EPOCH.to_string());
     tool::run(&mut mke2fs, log)?;
     tool::finish(&unfinished, out)?;
@@ -110,37 +114,15 @@ fn link_or_copy(source: &Path, target: &Path, log: &Path) -> Result<(), Error> {
     )
 }
 
-/// The protective MBR and both copies of the GPT.
-fn write_table(disk: &mut File) -> std::io::Result<()> {
-    let last_sector = u32::try_from(SIZE / SECTOR - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(last_sector)
-        .overwrite_lba0(disk)
-        .map_err(std::io::Error::other)?;
-    let mut table = GptConfig::new()
-        .writable(true)
-        .logical_block_size(LogicalBlockSize::Lb512)
-        .create_from_device(disk, Some(DISK_GUID))
-        .map_err(std::io::Error::other)?;
-    let partition = Partition {
-        part_type_guid: partition_types::LINUX_FS,
-        part_guid: PARTITION_GUID,
-        first_lba: MARGIN / SECTOR,
-        last_lba: (SIZE - MARGIN) / SECTOR - 1,
-        flags: 0,
-        name: LABEL.to_owned(),
-    };
-    table
-        .update_partitions([(1, partition)].into())
-        .map_err(std::io::Error::other)?;
-    table.write().map_err(std::io::Error::other)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
 
+    use gpt::GptConfig;
+
     use super::*;
+    use crate::table::SECTOR;
 
     #[test]
     fn the_host_finds_the_disk_by_partition_name_and_by_label() {

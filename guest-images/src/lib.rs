@@ -9,6 +9,7 @@ pub mod busybox;
 pub mod debian;
 pub mod disk;
 pub mod pocket;
+mod table;
 mod tool;
 pub mod web;
 

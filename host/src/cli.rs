@@ -5,13 +5,14 @@
     reason = "what a command line is for"
 )]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::errors::chain;
+use crate::own_kernel::{READER_NAME, reader};
 use crate::supervisor::VMM_NAME;
 use crate::{init, up};
 
@@ -54,10 +55,13 @@ enum OnReady {
     Poweroff,
 }
 
-/// Runs the program that the first argument names: `daruma`, or the VMM as [`VMM_NAME`].
+/// Runs the program that the first argument names: `daruma`, the VMM as [`VMM_NAME`], or the reader of boot entries as
+/// [`READER_NAME`].
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    if is_vmm(arguments.first()) {
-        return vmm::cli::main(arguments);
+    match called(arguments.first()) {
+        Some(VMM_NAME) => return vmm::cli::main(arguments),
+        Some(READER_NAME) => return reader::main(),
+        _ => {}
     }
     if std::process::id() == 1 {
         init::main();
@@ -103,7 +107,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     })
 }
 
-fn is_vmm(program: Option<&OsString>) -> bool {
-    let name = program.and_then(|path| Path::new(path).file_name());
-    name == Some(OsStr::new(VMM_NAME))
+/// The name that this program was called by.
+fn called(program: Option<&OsString>) -> Option<&str> {
+    Path::new(program?).file_name()?.to_str()
 }

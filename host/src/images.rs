@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::{GuestConfig, Source};
+use crate::config::{GuestConfig, Kernel, Source};
 use crate::disks::Disks;
 use crate::flash::{Flash, FlashError};
+use crate::own_kernel::{OwnKernel, OwnKernelError};
 
 /// How often a disk that may still appear is looked for.
 const POLL: Duration = Duration::from_millis(50);
@@ -28,6 +29,9 @@ pub enum ImageError {
         #[source]
         source: FlashError,
     },
+    /// The guest's own disk does not say what it boots.
+    #[error(transparent)]
+    Own(#[from] OwnKernelError),
     /// A flash source on a machine that was not booted from our flash.
     #[error(
         "{name} is in flash, but this machine has no Daruma flash image; give a disk: source, a path, or a ROM (`daruma up --rom`)"
@@ -73,6 +77,8 @@ pub struct Prepared {
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// What its own disk boots; `kernel` and `initrd` are copies that are to be removed.
+    pub own: Option<OwnKernel>,
     /// Disks in their order.
     pub drives: Vec<Drive>,
 }
@@ -99,6 +105,10 @@ pub struct Images {
     pub disks: Disks,
     /// Folder that relative paths start from.
     pub base: PathBuf,
+    /// The executable that reads boot entries when it is called [`crate::own_kernel::READER_NAME`].
+    pub program: PathBuf,
+    /// Folder in memory for copies of guests' own kernels, each in a folder of its guest's name.
+    pub run_folder: PathBuf,
 }
 
 impl Images {
@@ -129,11 +139,13 @@ impl Images {
     fn try_prepare(&self, config: &GuestConfig) -> Result<Prepared, ImageError> {
         // Flash first: while its files are unpacked, disks have time to appear.
         let kernel = match &config.kernel {
-            Source::Flash(name) => self
-                .flash(name)?
-                .kernel(name)
-                .map_err(|e| in_flash(name, e))?,
-            other => self.find(other)?,
+            Kernel::File(Source::Flash(name)) => Some(
+                self.flash(name)?
+                    .kernel(name)
+                    .map_err(|e| in_flash(name, e))?,
+            ),
+            Kernel::File(other) => Some(self.find(other)?),
+            Kernel::OwnDisk => None,
         };
         let initrd = config
             .initrd
@@ -154,10 +166,30 @@ impl Images {
                 identity,
             })
         });
-        Ok(Prepared {
-            kernel,
-            initrd,
-            drives: drives.collect::<Result<_, _>>()?,
+        let drives: Vec<Drive> = drives.collect::<Result<_, ImageError>>()?;
+        Ok(match (kernel, drives.first()) {
+            (Some(kernel), _) => Prepared {
+                kernel,
+                initrd,
+                own: None,
+                drives,
+            },
+            (None, first) => {
+                let own = OwnKernel::read(
+                    &self.program,
+                    // The configuration has a disk where it says that it boots from it.
+                    first.map_or(&self.base, |drive| &drive.path),
+                    &self.run_folder.join(&config.name),
+                    config.memory_mib,
+                    &config.cmdline,
+                )?;
+                Prepared {
+                    kernel: own.kernel.clone(),
+                    initrd: own.initrd.clone(),
+                    own: Some(own),
+                    drives,
+                }
+            }
         })
     }
 
@@ -205,6 +237,8 @@ mod tests {
             flash: None,
             disks: Disks::folder(folder.to_owned()),
             base: folder.to_owned(),
+            program: std::env::current_exe().unwrap(),
+            run_folder: folder.to_owned(),
         }
     }
 
@@ -270,6 +304,7 @@ mod tests {
         let drive = |read_only| Prepared {
             kernel: PathBuf::new(),
             initrd: None,
+            own: None,
             drives: vec![Drive {
                 path: PathBuf::from("a"),
                 read_only,

@@ -1,7 +1,7 @@
 //! The host: everything that runs above the guests' VMMs.
 //!
 //! - [`config`]: the machine file.
-//! - [`flash`], [`disks`], [`images`]: where guests come from.
+//! - [`flash`], [`disks`], [`images`], [`own_kernel`]: where guests come from.
 //! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
 //! - [`net`]: the guests' networks.
 //! - [`console`]: terminals, each showing the host or one guest.
@@ -21,6 +21,7 @@ pub mod images;
 pub mod init;
 mod lines;
 pub mod net;
+pub mod own_kernel;
 mod power;
 mod shell;
 pub mod supervisor;

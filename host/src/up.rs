@@ -92,6 +92,8 @@ pub fn up(options: Options) -> Result<ExitCode, UpError> {
             |folder| fs::canonicalize(&folder).unwrap_or(folder),
         )),
         base,
+        program: options.program.clone(),
+        run_folder: run_folder.0.clone(),
     };
     let settings = Settings {
         program: options.program,

@@ -1,6 +1,7 @@
 //! The guests' images, kept in the cache as long as their recipes stay.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -67,19 +68,35 @@ pub fn pocket_root(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
     finish(step, origin, folder.join(NAME))
 }
 
-/// The root of `debian`, and the key that names it.
-pub fn debian_root(paths: &Paths, apt: &Apt) -> Result<(PathBuf, String)> {
+/// The disk of `debian`, and the key that names it.
+pub fn debian_disk(paths: &Paths, apt: &Apt) -> Result<(PathBuf, String)> {
+    debian(paths, apt, "debian", &[debian::KERNEL])
+}
+
+/// The same Debian with a second, newer kernel: what tests boot either of.
+pub fn two_kernels(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
+    let kernels = [debian::KERNEL, debian::NEWER_KERNEL];
+    Ok(debian(paths, apt, "debian-two-kernels", &kernels)?.0)
+}
+
+fn debian(
+    paths: &Paths,
+    apt: &Apt,
+    name: &'static str,
+    kernels: &[&str],
+) -> Result<(PathBuf, String)> {
     const NAME: &str = "root.img";
-    let step = Step::begin("debian");
-    let key = cache::key(&[&debian::recipe()]);
-    let (folder, origin) = cache::entry(&paths.cache, "debian", &key, &step, |folder| {
+    let step = Step::begin(name);
+    let key = cache::key(&[&debian::recipe(kernels)]);
+    let (folder, origin) = cache::entry(&paths.cache, name, &key, &step, |folder| {
         step.set("installing Debian into an image (about a minute)");
-        let (mirror, keyring) = apt.debian_mirror();
-        let log = fresh_log(paths, "debian")?;
+        let (sources, keyring) = apt.debian_sources(debian::SUITE);
+        let log = fresh_log(paths, name)?;
         let scratch = folder.join("scratch");
         let inputs = debian::Inputs {
-            mirror: mirror.as_deref(),
+            sources: &sources,
             keyring: keyring.as_deref(),
+            kernels,
             scratch: &scratch,
             log: &log,
         };
@@ -99,14 +116,14 @@ fn fresh_log(paths: &Paths, name: &str) -> Result<PathBuf> {
 }
 
 fn finish(step: Step, origin: Origin, file: PathBuf) -> Result<PathBuf> {
-    let bytes = fs::metadata(&file)
-        .with_context(|| {
-            format!(
-                "Could not find {}: remove the folder it was in",
-                file.display()
-            )
-        })?
-        .len();
+    let metadata = fs::metadata(&file).with_context(|| {
+        format!(
+            "Could not find {}: remove the folder it was in",
+            file.display()
+        )
+    })?;
+    // What it takes on the disk: images are sparse.
+    let bytes = metadata.blocks() * 512;
     let how = if origin == Origin::Built {
         "made"
     } else {

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use super::error::{ConfigError, Problem, nearest};
 use super::reader::{Document, Located, Section};
 use super::{
-    Disk, Entry, GuestConfig, Limits, MAX_VCPUS, Ready, Restart, Source, Transport, network,
+    Disk, Entry, GuestConfig, Kernel, Limits, MAX_VCPUS, Ready, Restart, Source, Transport, network,
 };
 
 const KEYS: &[&str] = &[
@@ -90,12 +90,8 @@ fn read_guest(
 ) -> Result<GuestConfig, ConfigError> {
     section.refuse_unknown(KEYS)?;
     let memory_mib = read_memory(section, &name, limits)?;
-    let Some(kernel) = read_source(section, "kernel")? else {
-        return Err(section.missing(
-            "kernel",
-            "name a bzImage or ELF, e.g. \"flash:daruma/kernel\"",
-        ));
-    };
+    let disks = read_disks(section, &name)?;
+    let kernel = read_kernel(section, &disks)?;
     let nics = network::read_nics(section, &name)?;
     Ok(GuestConfig {
         autostart: section.boolean("autostart")?.unwrap_or(true),
@@ -107,7 +103,7 @@ fn read_guest(
         ready: read_ready(section, &name)?,
         restart: read_restart(section)?,
         stop_timeout: read_stop_timeout(section)?,
-        disks: read_disks(section, &name)?,
+        disks,
         publish: network::read_published(section, &name, &nics)?,
         nics,
         transport: read_transport(section)?,
@@ -180,6 +176,33 @@ fn read_source(section: &Section<'_, '_>, key: &str) -> Result<Option<Source>, C
         let reason = "write flash:NAME, disk:PATH (without '..') or a path";
         section.bad_value(key, text.span, format!("{:?}", text.value), reason)
     })
+}
+
+/// `kernel = "disk"`: the guest's own disk says what it boots.
+const OWN_DISK: &str = "disk";
+
+fn read_kernel(section: &Section<'_, '_>, disks: &[Disk]) -> Result<Kernel, ConfigError> {
+    let Some(text) = section.string("kernel")? else {
+        return Err(section.missing(
+            "kernel",
+            "name a bzImage or ELF, e.g. \"flash:daruma/kernel\", or write \"disk\" to boot what its first disk says",
+        ));
+    };
+    if text.value != OWN_DISK {
+        return Ok(read_source(section, "kernel")?.map_or(Kernel::OwnDisk, Kernel::File));
+    }
+    let bad = |reason| section.bad_value("kernel", text.span.clone(), "\"disk\"", reason);
+    if disks.is_empty() {
+        return Err(bad(
+            "it boots from its first disk, so give it a [[guest.disk]]",
+        ));
+    }
+    if section.has("initrd") {
+        return Err(bad(
+            "the disk's boot entry names the initial RAM disk; leave 'initrd' out",
+        ));
+    }
+    Ok(Kernel::OwnDisk)
 }
 
 fn read_cmdline(section: &Section<'_, '_>) -> Result<String, ConfigError> {

@@ -64,11 +64,11 @@ pub struct GuestConfig {
     pub vcpus: u8,
     /// RAM in MiB, at least 1.
     pub memory_mib: u64,
-    /// bzImage or ELF kernel.
-    pub kernel: Source,
+    /// What it boots.
+    pub kernel: Kernel,
     /// Initial RAM disk.
     pub initrd: Option<Source>,
-    /// Kernel command line.
+    /// Kernel command line; what is added to the boot entry's own with [`Kernel::OwnDisk`].
     pub cmdline: String,
     /// How the guest says that it is ready.
     pub ready: Ready,
@@ -93,6 +93,15 @@ pub enum Transport {
     Pci,
     /// In ACPI and on the kernel's command line.
     Mmio,
+}
+
+/// Where a guest's kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kernel {
+    /// A bzImage or ELF file.
+    File(Source),
+    /// `kernel = "disk"`: kernel, initial RAM disk and command line of the boot entry on the guest's own first disk.
+    OwnDisk,
 }
 
 /// A disk of a guest.

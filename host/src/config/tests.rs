@@ -48,7 +48,10 @@ fn defaults_are_filled_in() {
     assert_eq!(guest.restart, Restart::OnFailure);
     assert_eq!(guest.stop_timeout, Duration::from_secs(20));
     assert_eq!(guest.ready, Ready::Console("login:".to_owned()));
-    assert_eq!(guest.kernel, Source::Flash("daruma/kernel".to_owned()));
+    assert_eq!(
+        guest.kernel,
+        Kernel::File(Source::Flash("daruma/kernel".to_owned()))
+    );
 }
 
 #[test]
@@ -288,4 +291,21 @@ proptest! {
             prop_assert!((1..=2).contains(&error.line), "{error}");
         }
     }
+}
+
+#[test]
+fn a_guest_boots_from_its_own_disk_if_it_has_one_and_names_no_initrd() {
+    let guest = |rest: &str| {
+        let kernel = GOOD.replace("flash:daruma/kernel", "disk");
+        let mut machine = parse(&format!("{kernel}{rest}"));
+        machine.guests.remove(0).config
+    };
+    let disk = "[[guest.disk]]\nsource = \"disk:root.img\"\n";
+    assert_eq!(guest(disk).unwrap().kernel, Kernel::OwnDisk);
+    let error = guest("").unwrap_err().to_string();
+    assert!(error.contains("first disk"), "{error}");
+    let error = guest(&format!("initrd = \"flash:x\"\n{disk}"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("leave 'initrd' out"), "{error}");
 }

@@ -20,9 +20,10 @@ use crate::supervisor::Loaded;
 const DISK_MACHINE: &str = "machine.toml";
 const POLL: Duration = Duration::from_millis(50);
 
-/// Opens flash, finds the machine file and reads it.
+/// Opens flash, finds the machine file and reads it. `program` is the executable of host, VMM and boot entries' reader.
 pub fn load(
     options: &BootOptions,
+    program: PathBuf,
     flash_folder: &Path,
     run_folder: &Path,
     mut remarks: Vec<String>,
@@ -43,6 +44,8 @@ pub fn load(
         flash,
         disks: Disks::of_machine(run_folder.join("disk")),
         base: PathBuf::from("/"),
+        program,
+        run_folder: run_folder.to_owned(),
     };
     let machine = (!options.recovery).then(|| {
         let (file, text) = text(options.machine.as_ref(), &images, &mut remarks)?;

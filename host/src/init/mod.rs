@@ -47,8 +47,9 @@ fn run(start: u64) -> std::io::Result<Outcome> {
     }
     remarks.extend(options.remarks.iter().cloned());
 
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
     let settings = Settings {
-        program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+        program: program.clone(),
         run_folder: run_folder.clone(),
         power_off_when_ready: options.power_off_when_ready,
         is_init: true,
@@ -57,7 +58,7 @@ fn run(start: u64) -> std::io::Result<Outcome> {
         buttons: power::buttons(),
     };
     let supervisor = Supervisor::new(settings, Console::new(heads()))?;
-    Ok(supervisor.run(move || load::load(&options, &flash_folder, &run_folder, remarks)))
+    Ok(supervisor.run(move || load::load(&options, program, &flash_folder, &run_folder, remarks)))
 }
 
 /// The serial line, the screen, and whatever else the kernel has its console on.

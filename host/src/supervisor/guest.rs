@@ -131,6 +131,13 @@ impl Guest {
         }
     }
 
+    /// Removes the copies of what its own disk boots.
+    pub fn remove_copies(&self) {
+        if let Some(own) = self.images.as_ref().and_then(|images| images.own.as_ref()) {
+            own.remove();
+        }
+    }
+
     /// The running VMM.
     pub fn vm(&mut self) -> Option<&mut Vm> {
         match &mut self.phase {
@@ -270,6 +277,10 @@ impl Guest {
             Ready::BootTimer => None,
         });
         self.log.clear();
+        if let Some(own) = self.images.as_ref().and_then(|images| images.own.as_ref()) {
+            let line = format!("boot entry {}: {}", own.origin, own.cmdline);
+            self.log(line);
+        }
         self.phase = Phase::Up(Box::new(Vm {
             ends,
             stdout_open: true,

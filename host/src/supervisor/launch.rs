@@ -183,7 +183,7 @@ fn configuration<'t>(
         .collect();
     let mut boot = json!({
         "kernel_image_path": images.kernel,
-        "boot_args": guest.cmdline,
+        "boot_args": images.own.as_ref().map_or(&guest.cmdline, |own| &own.cmdline),
     });
     if let Some(initrd) = &images.initrd {
         boot["initrd_path"] = json!(initrd);

@@ -9,7 +9,7 @@ use super::guest::Phase;
 use super::lifecycle::{self, End, Next, State};
 use super::{Message, Supervisor, launch};
 use crate::clock;
-use crate::config::{GuestConfig, Ready, Source};
+use crate::config::{GuestConfig, Kernel, Ready, Source};
 use crate::errors::chain;
 use crate::images::{ImageError, Prepared};
 use crate::timing;
@@ -18,7 +18,11 @@ impl Supervisor {
     pub(super) fn event(&mut self, index: usize, event: &Event) {
         let guest = &mut self.guests[index];
         match event {
-            Event::Running { us } => guest.log(format!("first instruction after {us} us")),
+            Event::Running { us } => {
+                guest.log(format!("first instruction after {us} us"));
+                // The VMM has loaded them: tens of megabytes of the host's memory are free again.
+                guest.remove_copies();
+            }
             Event::BootTimer { us } => {
                 guest.log(format!("boot timer after {us} us"));
                 let by_timer = guest
@@ -190,6 +194,7 @@ impl Supervisor {
             self.event(index, &event);
         }
         let guest = &mut self.guests[index];
+        guest.remove_copies();
         let (text, asked) = guest.over(end);
         let policy = guest.config.as_ref().map(|config| config.restart);
         let Some(policy) = policy.filter(|_| !asked && self.going_down.is_none()) else {
@@ -266,7 +271,7 @@ impl Supervisor {
 /// are found one after another, so that the first in the file is the one that keeps a disk.
 fn needs_disk(config: &GuestConfig) -> bool {
     let on_disk = |source: &Source| matches!(source, Source::Disk(_));
-    on_disk(&config.kernel)
+    matches!(&config.kernel, Kernel::File(source) if on_disk(source))
         || config.initrd.as_ref().is_some_and(on_disk)
         || config
             .disks

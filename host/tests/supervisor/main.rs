@@ -9,10 +9,10 @@ mod scenarios;
 mod stand_in;
 mod terminal;
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use host::own_kernel::{READER_NAME, reader};
 use host::supervisor::VMM_NAME;
 use host::up;
 
@@ -21,12 +21,13 @@ const SUPERVISE: &str = "supervise";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    if arguments
+    let name = arguments
         .first()
-        .and_then(|path| Path::new(path).file_name())
-        == Some(OsStr::new(VMM_NAME))
-    {
-        return stand_in::main(&arguments);
+        .and_then(|path| Path::new(path).file_name()?.to_str());
+    match name {
+        Some(VMM_NAME) => return stand_in::main(&arguments),
+        Some(READER_NAME) => return reader::main(),
+        _ => {}
     }
     if arguments.get(1).is_some_and(|word| word == SUPERVISE) {
         let Some(file) = arguments.get(2) else {

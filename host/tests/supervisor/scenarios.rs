@@ -1,6 +1,6 @@
 //! What the supervisor and its console promise.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -40,6 +40,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ),
     ("stubborn_guests_are_stopped_then_killed", stubborn_guests),
     ("reboot_is_followed_by_a_start_under_every_policy", reboot),
+    ("guest_boots_what_its_own_disk_says", own_disk),
     ("last_words_of_a_vmm_are_the_detail", last_words),
     ("vmm_inherits_four_descriptors", descriptors),
     ("commands_suggest_the_nearest", commands),
@@ -75,6 +76,67 @@ fn guests_get_ready_and_shut_down_in_order() -> Result<()> {
     ensure!(time.parse::<u64>().is_ok(), "{time}");
     ensure!(code == Some(0), "{code:?}");
     ensure!(!Path::new(&folder).exists(), "{folder} was left behind");
+    Ok(())
+}
+
+/// An ext4 at `image` with these files.
+fn ext4(folder: &Path, files: &[(&str, &str)]) -> Result<PathBuf> {
+    let (tree, image) = (folder.join("tree"), folder.join("image"));
+    for (path, text) in files {
+        let path = tree.join(path);
+        std::fs::create_dir_all(path.parent().context("no folder")?)?;
+        std::fs::write(path, text)?;
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    let made = Command::new("mke2fs")
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .args(["-q", "-F", "-t", "ext4", "-d"])
+        .args([&tree, &image])
+        .arg("2M")
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    Ok(image)
+}
+
+fn own_disk() -> Result<()> {
+    let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
+    let entry = "label a\nlinux /k\ninitrd /i\nappend files print=ready_now serve\n";
+    let files = [
+        ("k", "the kernel"),
+        ("i", "the initrd"),
+        ("extlinux/extlinux.conf", entry),
+    ];
+    let good = ext4(folders[0].path(), &files)?;
+    let bad = ext4(folders[1].path(), &[("etc/motd", "hello")])?;
+    let own = |name: &str, disk: &Path| {
+        let disk = format!("[[guest.disk]]\nsource = \"{}\"", disk.display());
+        guest(name, "", &disk).replace("kernel = \"kernel\"", "kernel = \"disk\"")
+    };
+    let mut machine = Machine::start(&(own("good", &good) + &own("bad", &bad)))?;
+    machine.expect_all(&[
+        "daruma: good: ready",
+        "daruma: bad: failed: cannot boot from",
+    ])?;
+    machine.expect("The disk has no boot entry")?;
+    let copies = format!("/run/daruma-{}/good", machine.pid());
+    ensure!(Path::new(&copies).join("vm.json").exists());
+    for name in ["disk-kernel", "disk-initrd"] {
+        ensure!(
+            !Path::new(&copies).join(name).exists(),
+            "{name} still takes memory"
+        );
+    }
+    machine.type_in("\x1d1")?;
+    machine.expect(r#"[Some("the kernel"), Some("the initrd")]"#)?;
+    // Read anew at every start: a kernel upgrade takes effect at the next reboot.
+    ext4(folders[0].path(), &[("k", "the next kernel")])?;
+    machine.type_in("\x1d0")?;
+    machine.type_in("restart good\r")?;
+    machine.expect("daruma: good: ready")?;
+    machine.type_in("\x1d1")?;
+    machine.expect(r#"[Some("the next kernel"), Some("the initrd")]"#)?;
+    machine.type_in("\x1d0poweroff\r")?;
+    ensure!(machine.end()?.1 == Some(1), "a guest had failed");
     Ok(())
 }
 

@@ -23,10 +23,20 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     assert!(value("--start-time-us").parse::<u64>().unwrap() > 0);
     let control: i32 = value("--control-fd").parse().unwrap();
     let control = control_socket(control);
+    // A VMM has read its files when it says that it runs.
+    let file = |key: &str| {
+        let path = config["boot-source"][key].as_str()?;
+        Some(String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned())
+    };
+    let files = ["kernel_image_path", "initrd_path"].map(file);
     (&control)
         .write_all(b"{\"event\":\"running\",\"us\":1}\n")
         .unwrap();
     for word in script.split_whitespace() {
+        if word == "files" {
+            say(&format!("{files:?}\r\n"));
+            continue;
+        }
         let (word, value) = word.split_once('=').unwrap_or((word, ""));
         if let Some(code) = step(word, value, &control) {
             return ExitCode::from(code);
@@ -38,6 +48,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 fn step(word: &str, value: &str, control: &UnixStream) -> Option<u8> {
     match word {
         "print" => say(&format!("{}\r\n", value.replace('_', " "))),
+        "console" => {}
         "log" => eprintln!("{}", value.replace('_', " ")),
         "pid" => say(&format!("pid={};\r\n", std::process::id())),
         "descriptors" => {

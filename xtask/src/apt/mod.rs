@@ -22,6 +22,8 @@ pub struct Apt {
     log: PathBuf,
     system: System,
     base: Source,
+    /// URI of the mirror with security updates.
+    security: Option<String>,
     updated: Mutex<bool>,
 }
 
@@ -63,21 +65,29 @@ impl Apt {
         Ok(Self {
             config,
             log: paths.log("apt"),
+            security: chosen.security(&system.codename),
             system,
             base: chosen.base,
             updated: Mutex::new(false),
         })
     }
 
-    /// Mirror and keyring for a Debian root file system; none on a machine that is no Debian.
-    pub fn debian_mirror(&self) -> (Option<String>, Option<PathBuf>) {
+    /// Lines of a sources.list for a Debian root file system of release `suite`, and the keyring that signs them; none on a
+    /// machine that is no Debian.
+    pub fn debian_sources(&self, suite: &str) -> (Vec<String>, Option<PathBuf>) {
         if self.system.id != "debian" {
-            return (None, None);
+            return (Vec::new(), None);
         }
-        (
-            Some(self.base.uri.clone()),
-            self.base.keyring().map(PathBuf::from),
-        )
+        let mut lines = vec![
+            format!("deb {} {suite} main", self.base.uri),
+            format!("deb {} {suite}-updates main", self.base.uri),
+        ];
+        lines.extend(
+            self.security
+                .as_ref()
+                .map(|uri| format!("deb {uri} {suite}-security main")),
+        );
+        (lines, self.base.keyring().map(PathBuf::from))
     }
 
     /// Fetches the package lists, once in the life of this process.

@@ -36,6 +36,18 @@ pub struct Chosen {
     pub base: Source,
 }
 
+impl Chosen {
+    /// URI of the mirror that carries the security updates of release `codename`.
+    pub fn security(&self, codename: &str) -> Option<String> {
+        let suite = format!("{codename}-security");
+        let carries = |source: &&Source| source.suites.contains(&suite);
+        self.all
+            .iter()
+            .find(carries)
+            .map(|source| source.uri.clone())
+    }
+}
+
 /// Every source of the machine that is switched on.
 pub fn read_all(etc_apt: &Path) -> Result<Vec<Source>> {
     let mut files = vec![etc_apt.join("sources.list")];

@@ -6,6 +6,7 @@ pub mod product;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -40,12 +41,26 @@ pub struct Options {
     /// Makes disk.img anew: what guests wrote to it is lost
     #[arg(long)]
     reset_disk: bool,
+    /// Also makes the guests that only the tests boot
+    #[arg(long)]
+    test_guests: bool,
 }
 
 impl Options {
     /// As other commands build it: keeping the disk.
     pub fn keep() -> Self {
-        Self { reset_disk: false }
+        Self {
+            reset_disk: false,
+            test_guests: false,
+        }
+    }
+
+    /// As the tests need it.
+    pub fn for_tests() -> Self {
+        Self {
+            test_guests: true,
+            ..Self::keep()
+        }
     }
 }
 
@@ -54,7 +69,7 @@ struct Parts {
     kernel: Kernel,
     product: Product,
     pocket_root: PathBuf,
-    debian_root: (PathBuf, String),
+    debian_disk: (PathBuf, String),
 }
 
 /// Builds the image and returns its folder.
@@ -63,7 +78,10 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
     let image = paths.image();
     fs::create_dir_all(&image).with_context(|| format!("Could not create {}", image.display()))?;
     let parts = gather(paths)?;
-    disk::make(paths, &image, &parts.debian_root, options.reset_disk)?;
+    disk::make(paths, &image, &parts.debian_disk, options.reset_disk)?;
+    if options.test_guests {
+        test_guests(paths, &image)?;
+    }
 
     let step = Step::begin("image");
     step.set("compressing");
@@ -112,7 +130,7 @@ fn gather(paths: &Paths) -> Result<Parts> {
         let guests = scope.spawn(|| -> Result<_> {
             Ok((
                 guests::pocket_root(paths, &apt)?,
-                guests::debian_root(paths, &apt)?,
+                guests::debian_disk(paths, &apt)?,
             ))
         });
         let product = scope.spawn(|| Product::build(paths));
@@ -123,14 +141,27 @@ fn gather(paths: &Paths) -> Result<Parts> {
         let guests = guests
             .join()
             .map_err(|_| anyhow!("Making the guests' images panicked"))?;
-        let (pocket_root, debian_root) = guests?;
+        let (pocket_root, debian_disk) = guests?;
         Ok(Parts {
             kernel: kernel?,
             product: product?,
             pocket_root,
-            debian_root,
+            debian_disk,
         })
     })
+}
+
+/// Links the guests that only tests boot into the image's folder `test`.
+fn test_guests(paths: &Paths, image: &Path) -> Result<()> {
+    let disk = guests::two_kernels(paths, &Apt::open(paths)?)?;
+    let folder = image.join("test");
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("Could not create {}", folder.display()))?;
+    let link = folder.join("debian-two-kernels.img");
+    if link.is_symlink() {
+        fs::remove_file(&link).with_context(|| format!("Could not replace {}", link.display()))?;
+    }
+    symlink(&disk, &link).with_context(|| format!("Could not create {}", link.display()))
 }
 
 fn host_initramfs(product: &Product) -> Result<Vec<u8>> {

@@ -123,7 +123,7 @@ fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Option
 
 /// Real guests in a nested machine, one test after the other: each has the whole computer.
 fn nested_tests(paths: &Paths, options: &Options) -> Result<Part> {
-    let image = image::build(paths, &image::Options::keep())?;
+    let image = image::build(paths, &image::Options::for_tests())?;
     let start = Instant::now();
     say("nested tests");
     let records = paths.nested();

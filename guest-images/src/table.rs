@@ -1,0 +1,63 @@
+//! A GPT with one partition over the whole disk.
+
+use std::fs::File;
+use std::io;
+
+use gpt::GptConfig;
+use gpt::disk::LogicalBlockSize;
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition::Partition;
+use gpt::partition_types::Type;
+use uuid::Uuid;
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// The partition starts at the usual 1 MiB and ends 1 MiB before the disk: the second table lies there.
+pub const MARGIN: u64 = 1 << 20;
+
+/// What goes into the table. The GUIDs are set by hand: the same inputs give the same bytes.
+pub struct Table<'a> {
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// GUID of the disk.
+    pub disk: Uuid,
+    /// GUID of the partition: what Linux calls PARTUUID.
+    pub partition: Uuid,
+    /// Type of the partition.
+    pub kind: Type,
+    /// Name of the partition.
+    pub name: &'a str,
+}
+
+/// Bytes of the partition on a disk of `size` bytes.
+pub fn partition_size(size: u64) -> u64 {
+    size - 2 * MARGIN
+}
+
+impl Table<'_> {
+    /// Writes the protective MBR and both copies of the GPT.
+    pub fn write(&self, disk: &mut File) -> io::Result<()> {
+        let last_sector = u32::try_from(self.size / SECTOR - 1).unwrap_or(u32::MAX);
+        ProtectiveMBR::with_lb_size(last_sector)
+            .overwrite_lba0(disk)
+            .map_err(io::Error::other)?;
+        let mut table = GptConfig::new()
+            .writable(true)
+            .logical_block_size(LogicalBlockSize::Lb512)
+            .create_from_device(disk, Some(self.disk))
+            .map_err(io::Error::other)?;
+        let partition = Partition {
+            part_type_guid: self.kind.clone(),
+            part_guid: self.partition,
+            first_lba: MARGIN / SECTOR,
+            last_lba: (self.size - MARGIN) / SECTOR - 1,
+            flags: 0,
+            name: self.name.to_owned(),
+        };
+        table
+            .update_partitions([(1, partition)].into())
+            .map_err(io::Error::other)?;
+        table.write().map_err(io::Error::other)?;
+        Ok(())
+    }
+}
