@@ -79,9 +79,6 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
     fs::create_dir_all(&image).with_context(|| format!("Could not create {}", image.display()))?;
     let parts = gather(paths)?;
     disk::make(paths, &image, &parts.debian_disk, options.reset_disk)?;
-    if options.test_guests {
-        test_guests(paths, &image)?;
-    }
 
     let step = Step::begin("image");
     step.set("compressing");
@@ -114,6 +111,9 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
     let manifest = write(&image, &files, &rom, &parts.kernel)?;
     step.done(&format!("all in {}", image.display()));
     println!("{}", table(&manifest));
+    if options.test_guests {
+        test_guests(paths, &image)?;
+    }
     if manifest.payload_bytes > MAX_PAYLOAD_BYTES {
         bail!(
             "Kernel, initramfs and command line have {} bytes in flash, more than the {MAX_PAYLOAD_BYTES} they may have",
