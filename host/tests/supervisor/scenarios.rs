@@ -136,7 +136,7 @@ fn own_disk() -> Result<()> {
     machine.type_in("\x1d1")?;
     machine.expect(r#"[Some("the next kernel"), Some("the initrd")]"#)?;
     machine.type_in("\x1d0poweroff\r")?;
-    ensure!(machine.end()?.1 == Some(1), "a guest had failed");
+    ensure!(machine.end()?.1 == Some(0));
     Ok(())
 }
 
