@@ -118,6 +118,26 @@ impl Buffers {
         u32::try_from(len).is_ok_and(|len| len <= self.len)
     }
 
+    /// Consumes the first `len` bytes unseen, or as many as there are.
+    pub fn skip(&mut self, len: u32) {
+        let end = self.len.saturating_sub(len);
+        while self.len > end && self.take_front(self.len - end).is_some() {}
+    }
+
+    /// Drops all but the first `len` bytes.
+    pub fn truncate(&mut self, len: u32) {
+        while self.len > len
+            && let Some((_, last)) = self.ranges.get_mut(self.first..).and_then(<[_]>::last_mut)
+        {
+            let cut = (self.len - len).min(*last);
+            *last -= cut;
+            self.len -= cut;
+            if *last == 0 {
+                self.ranges.pop();
+            }
+        }
+    }
+
     /// Takes the last byte off the buffers and says where it is.
     pub fn take_last_byte(&mut self) -> Option<GuestAddress> {
         let (address, len) = self.ranges.get_mut(self.first..)?.last_mut()?;

@@ -17,4 +17,5 @@ pub mod state;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod vectors;
+pub mod vsock;
 pub mod worker;

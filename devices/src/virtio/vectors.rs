@@ -90,6 +90,40 @@ impl GuestVectors {
         self.len -= dropped.map(|vector| vector.iov_len).sum::<usize>();
     }
 
+    /// Drops the first `len` bytes.
+    pub fn skip(&mut self, len: usize) {
+        let mut left = len;
+        while let Some(first) = self.vectors.get_mut(1)
+            && left > 0
+        {
+            if left >= first.iov_len {
+                left -= first.iov_len;
+                self.drop_front(1);
+            } else {
+                first.iov_base = first.iov_base.wrapping_byte_add(left);
+                first.iov_len -= left;
+                self.len -= left;
+                self.addresses[0] = self.addresses[0].unchecked_add(left as u64);
+                left = 0;
+            }
+        }
+    }
+
+    /// Drops all but the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        while self.len > len
+            && let Some(last) = self.vectors.last_mut()
+        {
+            let cut = (self.len - len).min(last.iov_len);
+            last.iov_len -= cut;
+            self.len -= cut;
+            if last.iov_len == 0 {
+                self.vectors.pop();
+                self.addresses.pop();
+            }
+        }
+    }
+
     /// Adds `ranges` of guest memory at the end.
     pub fn push(&mut self, ranges: &[(GuestAddress, u32)]) -> Result<(), QueueError> {
         for &(mut address, len) in ranges {
@@ -224,8 +258,12 @@ mod tests {
             let skipped = dropped.min(vectors.pieces());
             let before = vectors.len();
             vectors.drop_front(skipped);
-            let room = vectors.len();
-            prop_assert!(before >= room);
+            prop_assert!(before >= vectors.len());
+            let (skip, keep) = (extra, vectors.len() / 2 + extra);
+            let room = vectors.len().saturating_sub(skip).min(keep);
+            vectors.skip(skip);
+            vectors.truncate(keep);
+            prop_assert_eq!(vectors.len(), room);
 
             let data: Vec<u8> = (0..room + extra).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let (mut reader, mut writer) = io::pipe().unwrap();

@@ -1,0 +1,270 @@
+//! All streams: who is who, who is ready, and who has something to say to the guest.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use event_manager::EventSet;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
+
+use super::connection::{Connection, Outgoing};
+use super::packet::{Header, Operation, Ports, STREAM};
+use super::{HOST_CID, Host, MAX_CONNECTIONS};
+use crate::throttle::Throttle;
+use crate::virtio::chain::Buffers;
+use crate::virtio::queue::QueueError;
+use crate::virtio::vectors::GuestVectors;
+
+/// Most answers to packets of no stream that wait for the guest to take them.
+const MAX_RESETS: usize = 64;
+/// The first of the host's ports for programs that come to the guest: above those that guests know.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+/// What the listener's events carry; streams' carry their place.
+const LISTENER: u64 = u64::MAX;
+/// Events taken at a time.
+const BATCH: usize = 32;
+
+pub(super) struct Switch {
+    cid: u64,
+    host: Box<dyn Host>,
+    epoll: Epoll,
+    places: Vec<Option<Connection>>,
+    by_ports: HashMap<Ports, usize>,
+    /// Places of streams with something for the guest.
+    line: VecDeque<usize>,
+    resets: VecDeque<Header>,
+    next_port: u32,
+    refused: Throttle,
+}
+
+impl Switch {
+    pub(super) fn new(cid: u64, host: Box<dyn Host>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+        epoll.ctl(ControlOperation::Add, host.listener(), event)?;
+        Ok(Self {
+            cid,
+            host,
+            epoll,
+            places: Vec::new(),
+            by_ports: HashMap::new(),
+            line: VecDeque::new(),
+            resets: VecDeque::new(),
+            next_port: FIRST_HOST_PORT,
+            refused: Throttle::default(),
+        })
+    }
+
+    /// Ready when any socket is.
+    pub(super) fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    pub(super) fn cid(&self) -> u64 {
+        self.cid
+    }
+
+    /// Ends all streams without a word.
+    pub(super) fn clear(&mut self) {
+        self.places.clear();
+        self.by_ports.clear();
+        self.line.clear();
+        self.resets.clear();
+    }
+
+    /// Whether another packet of the guest's can be answered.
+    pub(super) fn has_room(&self) -> bool {
+        self.resets.len() < MAX_RESETS
+    }
+
+    /// Whether there is something for the guest.
+    pub(super) fn has_something(&self) -> bool {
+        !self.resets.is_empty() || !self.line.is_empty()
+    }
+
+    /// Takes note of sockets that are ready. Without a guest to `serve`, programs that come are turned away.
+    pub(super) fn look(&mut self, serve: bool) {
+        let mut events = [EpollEvent::default(); BATCH];
+        // An interrupted wait comes again: the events still wait.
+        let count = self.epoll.wait(0, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            if event.data() == LISTENER {
+                self.accept(serve);
+                continue;
+            }
+            let place = usize::try_from(event.data()).unwrap_or(usize::MAX);
+            let set = event.event_set();
+            let hung_up = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
+            let input = set.intersects(EventSet::IN | EventSet::READ_HANG_UP);
+            let output = set.contains(EventSet::OUT);
+            let Some(Some(connection)) = self.places.get_mut(place) else {
+                continue;
+            };
+            let anonymous = !connection.has_ports();
+            if connection.ready(input, output, hung_up).is_err() {
+                self.remove(place);
+                continue;
+            }
+            if anonymous && connection.has_ports() {
+                let ports = connection.ports;
+                self.by_ports.insert(ports, place);
+            }
+            self.queue(place);
+        }
+    }
+
+    fn accept(&mut self, serve: bool) {
+        loop {
+            match self.host.accept() {
+                Ok(socket) if serve => {
+                    let port = self.free_port();
+                    // Who finds no place sees the end of the stream.
+                    self.insert(Connection::from_host(socket, port));
+                }
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return,
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        let what = format_args!("A program cannot reach the guest: {error}");
+                        return self.refused.warn(what);
+                    }
+                },
+            }
+        }
+    }
+
+    /// A port of the host's that no stream has.
+    fn free_port(&mut self) -> u32 {
+        loop {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+            let used = |connection: &Connection| connection.ports.host == port;
+            if !self.places.iter().flatten().any(used) {
+                return port;
+            }
+        }
+    }
+
+    /// Gives `connection` a place and watches its socket. `None` where all places are taken.
+    fn insert(&mut self, connection: Connection) -> Option<usize> {
+        let free = self.places.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.places.len());
+        if place >= MAX_CONNECTIONS {
+            let what = format_args!("More than {MAX_CONNECTIONS} streams of a guest");
+            self.refused.warn(what);
+            return None;
+        }
+        let events =
+            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(events, place as u64);
+        let fd = connection.socket().as_raw_fd();
+        if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+            let what = format_args!("A stream of a guest cannot be watched: {error}");
+            self.refused.warn(what);
+            return None;
+        }
+        if connection.has_ports() {
+            self.by_ports.insert(connection.ports, place);
+        }
+        if place == self.places.len() {
+            self.places.push(None);
+        }
+        self.places[place] = Some(connection);
+        Some(place)
+    }
+
+    /// Forgets a stream; its socket is closed, and with that no longer watched.
+    fn remove(&mut self, place: usize) {
+        if let Some(connection) = self.places.get_mut(place).and_then(Option::take)
+            && connection.has_ports()
+        {
+            self.by_ports.remove(&connection.ports);
+        }
+    }
+
+    /// Puts a stream that has something to say into the line, once.
+    fn queue(&mut self, place: usize) {
+        if let Some(Some(connection)) = self.places.get_mut(place)
+            && !connection.queued
+            && connection.has_something()
+        {
+            connection.queued = true;
+            self.line.push_back(place);
+        }
+    }
+
+    /// Takes a packet of the guest's; `data` is what lies after its header.
+    pub(super) fn take(
+        &mut self,
+        header: &Header,
+        data: &mut Buffers,
+        vectors: &mut GuestVectors,
+    ) -> Result<(), QueueError> {
+        if header.source_cid != self.cid || header.destination_cid != HOST_CID {
+            // From or to somebody else: there is nobody to answer.
+            return Ok(());
+        }
+        let fits = header.len <= data.len();
+        let stream = header.kind == STREAM;
+        if let Some(&place) = self.by_ports.get(&header.ports())
+            && let Some(connection) = &mut self.places[place]
+        {
+            data.truncate(header.len);
+            if !stream || !fits {
+                connection.end();
+            } else if connection.take(header, data, vectors)? {
+                self.remove(place);
+            }
+            self.queue(place);
+            return Ok(());
+        }
+        match header.operation {
+            Some(Operation::Reset) => {}
+            Some(Operation::Request) if stream && fits => match self.connect(header) {
+                Some(place) => self.queue(place),
+                None => self.reset(header),
+            },
+            _ => self.reset(header),
+        }
+        Ok(())
+    }
+
+    /// Reaches the program the guest asks for.
+    fn connect(&mut self, request: &Header) -> Option<usize> {
+        let socket: UnixStream = self.host.connect(request.destination_port).ok()?;
+        self.insert(Connection::from_guest(socket, request))
+    }
+
+    fn reset(&mut self, header: &Header) {
+        let mut answer = Header::to_guest(self.cid, header.ports(), Operation::Reset);
+        answer.kind = header.kind;
+        self.resets.push_back(answer);
+    }
+
+    /// The next packet for the guest, whose data go to `room`. `None` where it turns out that there is none.
+    pub(super) fn next(&mut self, room: &mut GuestVectors) -> Option<Header> {
+        if let Some(reset) = self.resets.pop_front() {
+            return Some(reset);
+        }
+        let place = self.line.pop_front()?;
+        let connection = self.places.get_mut(place)?.as_mut()?;
+        connection.queued = false;
+        match connection.next(self.cid, room) {
+            Outgoing::Nothing => {
+                self.queue(place);
+                None
+            }
+            Outgoing::Packet(header) => {
+                // At the end of the line: others have a turn.
+                self.queue(place);
+                Some(header)
+            }
+            Outgoing::Last(header) => {
+                self.remove(place);
+                Some(header)
+            }
+        }
+    }
+}
