@@ -104,8 +104,21 @@ fn bad_configurations_say_what_is_wrong() {
     for (config, expected) in [
         ("{".to_owned(), "line 1"),
         (
-            boot("k", r#", "vsock": {"guest_cid": 3}"#),
-            "vsock is not supported yet",
+            boot(
+                "k",
+                &format!(
+                    r#", "vsock": {{"guest_cid": 3, "uds_path": "{}"}}"#,
+                    path("text")
+                ),
+            ),
+            "text exists and is not a socket",
+        ),
+        (
+            boot(
+                "k",
+                r#", "network-interfaces": [{"iface_id": "eth0", "host_dev_fd": 77}]"#,
+            ),
+            "Descriptor 77 is not a tap",
         ),
         (
             boot(

@@ -80,6 +80,15 @@ pub enum ConfigError {
         second: String,
         what: &'static str,
     },
+    #[error(
+        "vsock.uds_path {path} is {length} bytes, permitted are {max}: sockets have short paths",
+        path = .path.display()
+    )]
+    SocketPathTooLong {
+        path: PathBuf,
+        length: usize,
+        max: usize,
+    },
     #[error("Drives \"{first}\" and \"{second}\" are both root devices, permitted is one")]
     TwoRootDrives { first: String, second: String },
     #[error(

@@ -11,6 +11,7 @@ pub mod firecracker;
 mod limits;
 mod net;
 mod rate_limiter;
+mod vsock;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
 pub use cpu::{CpuConfig, CpuTemplate};
@@ -19,6 +20,7 @@ pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
 pub use net::{MacAddress, NetConfig, TapSource};
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
+pub use vsock::VsockConfig;
 
 /// Most virtio devices one guest can have: one device number on the PCI bus each, but for that of the host bridge. On
 /// MMIO there are fewer interrupt lines.
@@ -41,6 +43,8 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces, in the order in which the guest sees them.
     pub net: Vec<NetConfig>,
+    /// The socket device, if the guest has one.
+    pub vsock: Option<VsockConfig>,
     /// The limits of the guest's virtio entropy device, if it has one.
     pub entropy: Option<RateLimiterConfig>,
 }
@@ -48,7 +52,9 @@ pub struct VmConfig {
 impl VmConfig {
     /// How many virtio devices the guest has.
     pub fn virtio_devices(&self) -> usize {
-        self.drives.len() + self.net.len() + usize::from(self.entropy.is_some())
+        let single = [self.vsock.is_some(), self.entropy.is_some()];
+        let single = single.into_iter().filter(|there| *there).count();
+        self.drives.len() + self.net.len() + single
     }
 
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
@@ -60,6 +66,9 @@ impl VmConfig {
                 devices,
                 max: MAX_VIRTIO_DEVICES,
             });
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.check()?;
         }
         for (index, net) in self.net.iter().enumerate() {
             net.check()?;

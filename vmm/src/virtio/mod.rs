@@ -3,6 +3,7 @@
 mod block;
 mod net;
 mod tap;
+mod vsock;
 
 use std::io;
 use std::path::PathBuf;
@@ -65,6 +66,10 @@ pub enum VirtioError {
         #[source]
         source: devices::virtio::net::tap::TapError,
     },
+    #[error("Cannot open the socket of the guest's vsock device")]
+    Socket(#[source] vsock::SocketError),
+    #[error("Cannot make the events of the guest's vsock device")]
+    SocketEvents(#[source] io::Error),
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
@@ -101,6 +106,7 @@ impl VirtioError {
             Self::OpenDrive { .. }
                 | Self::UseDrive { .. }
                 | Self::OpenTap { .. }
+                | Self::Socket(_)
                 | Self::TooFewLines { .. }
         )
     }
@@ -138,6 +144,9 @@ pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
     }
     for interface in &config.net {
         devices.push(Made::new(net::make(interface)?, Thread::Own));
+    }
+    if let Some(config) = &config.vsock {
+        devices.push(Made::new(vsock::make(config)?, Thread::Own));
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);

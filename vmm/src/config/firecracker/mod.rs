@@ -8,6 +8,7 @@ mod drive;
 mod machine_config;
 mod network_interfaces;
 mod rate_limiter;
+mod vsock;
 
 use std::fs::File;
 use std::io::Read;
@@ -21,6 +22,7 @@ use self::drive::Drive;
 use self::machine_config::MachineConfig;
 use self::network_interfaces::NetworkInterface;
 use self::rate_limiter::RateLimiter;
+use self::vsock::Vsock;
 use super::{ConfigError, CpuConfig, MemorySize, VcpuCount, VmConfig};
 
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
@@ -90,7 +92,7 @@ struct ConfigFile {
     logger: Option<Logger>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterface>,
-    vsock: Option<Value>,
+    vsock: Option<Vsock>,
     balloon: Option<Value>,
     mmds_config: Option<Value>,
     metrics: Option<Value>,
@@ -139,7 +141,6 @@ impl TryFrom<ConfigFile> for Loaded {
 
     fn try_from(file: ConfigFile) -> Result<Self, ConfigError> {
         for (what, value) in [
-            ("vsock", &file.vsock),
             ("balloon", &file.balloon),
             ("mmds-config", &file.mmds_config),
             ("metrics", &file.metrics),
@@ -180,6 +181,7 @@ impl TryFrom<ConfigFile> for Loaded {
             boot: file.boot_source.check()?,
             pci: false,
             drives,
+            vsock: file.vsock.map(Into::into),
             net: file
                 .network_interfaces
                 .into_iter()

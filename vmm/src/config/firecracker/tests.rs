@@ -60,7 +60,7 @@ fn a_full_file_of_firecracker_is_understood() {
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (r#""vsock": {"guest_cid": 3}"#, "vsock"),
+        (r#""pmem": [{"id": "p"}]"#, "pmem"),
         (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
     ] {
@@ -211,6 +211,30 @@ fn bad_network_interfaces_are_refused_by_name() {
             .unwrap_err()
             .to_string();
         assert!(text.contains(expected), "{interfaces}: {text}");
+    }
+}
+
+#[test]
+fn socket_device_is_firecrackers_and_its_values_are_checked() {
+    let vsock = |text: &str| with(&format!(r#""vsock": {text}"#));
+    let config = vsock(r#"{"guest_cid": 3, "uds_path": "v.sock", "vsock_id": "v"}"#);
+    let config = config.unwrap().vm.vsock.unwrap();
+    assert_eq!(
+        (config.guest_cid, config.uds_path.to_str()),
+        (3, Some("v.sock"))
+    );
+    let long = format!(r#"{{"guest_cid": 3, "uds_path": "{}"}}"#, "x".repeat(97));
+    for (text, expected) in [
+        (r#"{"guest_cid": 2, "uds_path": "v"}"#, "guest_cid is 2"),
+        (
+            r#"{"guest_cid": 4294967295, "uds_path": "v"}"#,
+            "guest_cid is",
+        ),
+        (r#"{"guest_cid": 3, "uds_path": ""}"#, "uds_path is empty"),
+        (&long, "97 bytes, permitted are 96"),
+    ] {
+        let error = vsock(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }
 

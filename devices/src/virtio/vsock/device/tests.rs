@@ -356,6 +356,9 @@ fn guest_that_wants_nobody_or_nonsense_is_refused() {
     }
 }
 
+/// A header that is not true, and how many bytes come after it.
+type Lie = fn(&Fixture) -> (Header, usize);
+
 #[test]
 fn lies_about_length_credit_and_state_end_the_stream_and_no_other() {
     for &on in Transport::ALL {
@@ -367,7 +370,7 @@ fn lies_about_length_credit_and_state_end_the_stream_and_no_other() {
             host: PORTS.host,
         };
         let mut other = f.open(&program, good);
-        let lies: [fn(&Fixture) -> (Header, usize); 5] = [
+        let lies: [Lie; 5] = [
             // Longer than the packet.
             |f| {
                 let mut header = f.header(PORTS, Operation::ReadWrite);
