@@ -1,12 +1,15 @@
 //! The type of guest memory all devices work on.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
+    AtomicAccess, ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend,
+    GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError,
+    GuestRegionMmap, MemoryRegionAddress, VolatileMemory,
 };
 
 /// Dirty-page tracking, chosen at run time: `None` costs one branch for each access.
@@ -94,6 +97,93 @@ pub fn map(regions: Vec<RegionSpec>, track_dirty: bool) -> Result<GuestMemory, M
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
 }
 
+/// The `len` bytes from `address` on, if they lie in one region, as rings, tables and nearly all buffers do.
+///
+/// Whoever goes through `GuestMemoryBackend::get_slices` pays some 150 instructions for each access, which were two
+/// thirds of what the block device spent on a request. `None` says nothing but that the long way is needed.
+#[inline]
+pub fn contiguous(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    len: usize,
+) -> Option<GuestSlice<'_>> {
+    // Guests have one region or two, around the hole below 4 GiB: found faster one by one than by searching.
+    let inside = |region: &GuestRegion| {
+        let offset = address.0.wrapping_sub(region.start_addr().0);
+        offset < region.len()
+    };
+    let mut regions = memory.iter();
+    let region = match (regions.next(), regions.next()) {
+        (Some(region), _) if inside(region) => region,
+        (_, Some(region)) if inside(region) => region,
+        _ => memory.find_region(address)?,
+    };
+    let offset = MemoryRegionAddress(address.0.wrapping_sub(region.start_addr().0));
+    region.get_slice(offset, len).ok()
+}
+
+/// Whether guest memory holds all of the `len` bytes from `address` on.
+#[inline]
+pub fn holds(memory: &GuestMemory, address: GuestAddress, len: usize) -> bool {
+    contiguous(memory, address, len).is_some() || memory.check_range(address, len)
+}
+
+/// Reads an object of guest memory.
+#[inline]
+pub fn read<T: ByteValued>(
+    memory: &GuestMemory,
+    address: GuestAddress,
+) -> Result<T, GuestMemoryError> {
+    match contiguous(memory, address, size_of::<T>())
+        .map(|slice| slice.get_ref::<T>(0).map(|object| object.load()))
+    {
+        Some(Ok(object)) => Ok(object),
+        _ => memory.read_obj(address),
+    }
+}
+
+/// Writes an object to guest memory.
+#[inline]
+pub fn write<T: ByteValued>(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    object: T,
+) -> Result<(), GuestMemoryError> {
+    match contiguous(memory, address, size_of::<T>())
+        .map(|slice| slice.get_ref::<T>(0).map(|place| place.store(object)))
+    {
+        Some(Ok(())) => Ok(()),
+        _ => memory.write_obj(object, address),
+    }
+}
+
+/// Reads an aligned integer that the guest may write at the same time.
+#[inline]
+pub fn load<T: AtomicAccess>(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    order: Ordering,
+) -> Result<T, GuestMemoryError> {
+    match contiguous(memory, address, size_of::<T>()).map(|slice| slice.load(0, order)) {
+        Some(Ok(value)) => Ok(value),
+        _ => memory.load(address, order),
+    }
+}
+
+/// Writes an aligned integer that the guest may read at the same time.
+#[inline]
+pub fn store<T: AtomicAccess>(
+    memory: &GuestMemory,
+    value: T,
+    address: GuestAddress,
+    order: Ordering,
+) -> Result<(), GuestMemoryError> {
+    match contiguous(memory, address, size_of::<T>()).map(|slice| slice.store(value, 0, order)) {
+        Some(Ok(())) => Ok(()),
+        _ => memory.store(value, address, order),
+    }
+}
+
 /// Maps anonymous guest memory of `(base, length)` ranges without dirty tracking.
 pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> Result<GuestMemory, MemoryError> {
     let spec = |&(base, len): &(GuestAddress, usize)| RegionSpec {
@@ -106,10 +196,8 @@ pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> Result<GuestMemory, Memory
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::bitmap::Bitmap;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
-
     use super::*;
+    use vm_memory::bitmap::Bitmap;
 
     fn spec(base: u64, len: usize) -> RegionSpec {
         RegionSpec {
@@ -146,6 +234,39 @@ mod tests {
         let mut data = [0; 6];
         other.read_exact_at(&mut data, 0x1002).unwrap();
         assert_eq!(&data, b"shared");
+    }
+
+    #[test]
+    fn objects_across_regions_are_read_and_written_the_long_way() {
+        let memory = map(
+            vec![spec(0, 0x1000), spec(0x1000, 0x1000), spec(0x3000, 0x1000)],
+            true,
+        )
+        .unwrap();
+        let across = GuestAddress(0xffe);
+        assert!(contiguous(&memory, across, 4).is_none() && holds(&memory, across, 4));
+        for address in [GuestAddress(0x10), across] {
+            write(&memory, address, 0x1234_5678_u32).unwrap();
+            assert_eq!(read::<u32>(&memory, address).unwrap(), 0x1234_5678);
+        }
+        store(&memory, 7_u16, across, Ordering::Release).unwrap();
+        assert_eq!(load::<u16>(&memory, across, Ordering::Acquire).unwrap(), 7);
+        let region = memory.find_region(GuestAddress(0x1000)).unwrap();
+        assert!(region.bitmap().dirty_at(0));
+        // Into the hole, from it, at the end, and around the end of all addresses.
+        for (address, len) in [
+            (0x1fff, 2),
+            (0x2000, 1),
+            (0x3fff, 2),
+            (u64::MAX, 1),
+            (u64::MAX, 2),
+        ] {
+            let address = GuestAddress(address);
+            assert!(!holds(&memory, address, len) && contiguous(&memory, address, len).is_none());
+        }
+        assert!(read::<u32>(&memory, GuestAddress(0x1ffe)).is_err());
+        assert!(write(&memory, GuestAddress(0x3ffe), 0_u32).is_err());
+        assert!(load::<u16>(&memory, GuestAddress(0x2000), Ordering::Relaxed).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryErr
 use virtio_queue::desc::split::Descriptor;
 
 use super::queue::QueueError;
-use crate::memory::{GuestMemory, GuestSlice};
+use crate::memory::{self, GuestMemory, GuestSlice};
 
 /// The longest indirect table taken, in descriptors: Linux's largest and the limit of one vectored
 /// system call.
@@ -80,7 +80,13 @@ impl Buffers {
     /// nothing consumed, where that many are not left.
     pub fn read(&mut self, memory: &GuestMemory, data: &mut [u8]) -> Result<bool, QueueError> {
         self.consume(data.len(), |address, part| {
-            memory.read_slice(&mut data[part], address)
+            match memory::contiguous(memory, address, part.len()) {
+                Some(slice) => {
+                    slice.copy_to(&mut data[part]);
+                    Ok(())
+                }
+                None => memory.read_slice(&mut data[part], address),
+            }
         })
     }
 
@@ -239,7 +245,7 @@ impl Chain {
         if len == 0 {
             return Err(QueueError::EmptyBuffer { head });
         }
-        if !GuestMemoryBackend::check_range(memory, address, len as usize) {
+        if !memory::holds(memory, address, len as usize) {
             return Err(QueueError::BufferOutsideMemory {
                 head,
                 address: address.0,
@@ -272,7 +278,7 @@ impl Table {
                 max: MAX_INDIRECT,
             });
         }
-        if !GuestMemoryBackend::check_range(memory, address, len as usize) {
+        if !memory::holds(memory, address, len as usize) {
             return Err(QueueError::BufferOutsideMemory {
                 head,
                 address: address.0,
@@ -296,8 +302,6 @@ impl Table {
         }
         let offset = u64::from(index) * u64::from(DESCRIPTOR_LEN);
         // The table lies in guest memory, whose addresses do not wrap.
-        memory
-            .read_obj(self.address.unchecked_add(offset))
-            .map_err(QueueError::Memory)
+        memory::read(memory, self.address.unchecked_add(offset)).map_err(QueueError::Memory)
     }
 }

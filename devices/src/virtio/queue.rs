@@ -1,7 +1,10 @@
 //! Split virtqueues (virtio 1.2 §2.7): the rings, and every check on what a driver puts into them.
 //!
-//! The ring arithmetic is `virtio-queue`'s, which by its own words does not check descriptors; this
-//! module and [`chain`](super::chain) do. All errors are the driver's fault and end in "needs reset".
+//! This module and [`chain`](super::chain) check everything a driver says. All errors are the driver's fault and end in
+//! "needs reset".
+//!
+//! The arithmetic of the rings is our own, not `virtio-queue`'s: counted in instructions, its accesses to guest memory
+//! were most of what a request cost (see [`memory::contiguous`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -12,17 +15,19 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use super::chain::Chain;
 use super::device::Progress;
 use super::interrupt::QueueInterrupt;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 use crate::rate_limiter::RateLimiter;
 
 /// How long one call serves requests: the thread has other devices, and orders of its own, to look after.
 const TURN: Duration = Duration::from_millis(10);
+
+/// Used ring flag: the driver need not ring (`VIRTQ_USED_F_NO_NOTIFY`).
+const NO_NOTIFY: u16 = 1;
 
 /// Features every device has by its rings and its age (virtio 1.2 §6).
 pub const RING_FEATURES: u64 =
@@ -72,8 +77,6 @@ pub enum QueueError {
     Request { head: u16, what: &'static str },
     #[error("Queue memory cannot be accessed")]
     Memory(#[source] GuestMemoryError),
-    #[error("Queue cannot be used")]
-    Ring(#[source] virtio_queue::Error),
 }
 
 /// What the driver has written to a queue's registers, unchecked.
@@ -102,7 +105,14 @@ pub struct QueueState {
 
 /// A running queue, as a device holds it.
 pub struct Virtqueue {
-    ring: Queue,
+    size: u16,
+    // Guest addresses; each ring was found in guest memory at the start, so no sum with an offset in it wraps.
+    descriptors: u64,
+    available_ring: u64,
+    used_ring: u64,
+    event_index: bool,
+    next_available: u16,
+    next_used: u16,
     memory: Arc<GuestMemory>,
     interrupt: QueueInterrupt,
     indirect: bool,
@@ -155,20 +165,14 @@ impl Virtqueue {
         }
 
         let state = state.unwrap_or_default();
-        let mut ring = Queue::new(max_size).map_err(QueueError::Ring)?;
-        ring.try_set_size(size).map_err(QueueError::Ring)?;
-        ring.try_set_desc_table_address(GuestAddress(registers.descriptors))
-            .map_err(QueueError::Ring)?;
-        ring.try_set_avail_ring_address(GuestAddress(registers.available))
-            .map_err(QueueError::Ring)?;
-        ring.try_set_used_ring_address(GuestAddress(registers.used))
-            .map_err(QueueError::Ring)?;
-        ring.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        ring.set_next_avail(state.next_available);
-        ring.set_next_used(state.next_used);
-        ring.set_ready(true);
         Ok(Self {
-            ring,
+            size,
+            descriptors: registers.descriptors,
+            available_ring: registers.available,
+            used_ring: registers.used,
+            event_index: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
+            next_available: state.next_available,
+            next_used: state.next_used,
             memory,
             interrupt,
             indirect: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
@@ -180,7 +184,7 @@ impl Virtqueue {
 
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
-        self.ring.size()
+        self.size
     }
 
     /// The memory the queue and its buffers lie in.
@@ -191,18 +195,17 @@ impl Virtqueue {
     /// Where the queue stands.
     pub fn state(&self) -> QueueState {
         QueueState {
-            next_available: self.ring.next_avail(),
-            next_used: self.ring.next_used(),
+            next_available: self.next_available,
+            next_used: self.next_used,
         }
     }
 
     /// Takes the next request into `chain`. `false` where there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        let (next, size) = (self.ring.next_avail(), self.ring.size());
+        let (next, size) = (self.next_available, self.size);
         if next == self.available {
             // Acquire: what the driver wrote before it moved the index is visible after this.
-            let index = self.ring.avail_idx(&*self.memory, Ordering::Acquire);
-            let index = index.map_err(QueueError::Ring)?.0;
+            let index = self.load_available(2, Ordering::Acquire)?;
             if index.wrapping_sub(next) > size {
                 return Err(QueueError::AvailableIndex { index, next, size });
             }
@@ -211,8 +214,7 @@ impl Virtqueue {
                 return Ok(false);
             }
         }
-        // Both ring and table were found in guest memory at the start, so no sum wraps.
-        let head = self.load_available(4 + 2 * u64::from(next % size))?;
+        let head = self.load_available(4 + 2 * u64::from(next % size), Ordering::Relaxed)?;
         if head >= size {
             return Err(QueueError::HeadOutsideQueue { head, size });
         }
@@ -220,10 +222,10 @@ impl Virtqueue {
         if self.in_flight[word] & bit != 0 {
             return Err(QueueError::DuplicateHead { head });
         }
-        let table = GuestAddress(self.ring.desc_table());
+        let table = GuestAddress(self.descriptors);
         chain.load(&self.memory, table, size, head, self.indirect)?;
         self.in_flight[word] |= bit;
-        self.ring.set_next_avail(next.wrapping_add(1));
+        self.next_available = next.wrapping_add(1);
         Ok(true)
     }
 
@@ -236,46 +238,42 @@ impl Virtqueue {
     /// As [`complete`](Self::complete), for several requests, of which the driver sees all or none: a frame that lies in
     /// several buffers is received as a whole.
     pub fn complete_together(&mut self, requests: &[(u16, u32)]) -> Result<(), QueueError> {
-        let size = self.ring.size();
-        let mut next = self.ring.next_used();
+        let size = self.size;
+        let mut next = self.next_used;
         for &(head, written) in requests {
             if head >= size {
                 return Err(QueueError::HeadOutsideQueue { head, size });
             }
             let (word, bit) = in_flight_bit(head);
             self.in_flight[word] &= !bit;
-            // The ring was found in guest memory at the start, so no sum wraps.
-            let entry = self.ring.used_ring() + 4 + 8 * u64::from(next % size);
-            // Two fields of 32 bits, the head first (virtio 1.2 §2.7.8).
-            let element = u64::from(head) | u64::from(written) << 32;
-            self.memory
-                .write_obj(element.to_le(), GuestAddress(entry))
-                .map_err(QueueError::Memory)?;
+            // Two fields of 32 bits (virtio 1.2 §2.7.8), each of which lies in one page.
+            let entry = self.used_ring + 4 + 8 * u64::from(next % size);
+            for (at, value) in [(entry, u32::from(head)), (entry + 4, written)] {
+                memory::write(&self.memory, GuestAddress(at), value.to_le())
+                    .map_err(QueueError::Memory)?;
+            }
             next = next.wrapping_add(1);
         }
-        self.ring.set_next_used(next);
+        self.next_used = next;
         // Release: who sees the index sees the entries and the buffers.
-        let index = GuestAddress(self.ring.used_ring() + 2);
-        self.memory
-            .store(next.to_le(), index, Ordering::Release)
-            .map_err(QueueError::Memory)
+        self.store_used(2, next, Ordering::Release)
     }
 
     /// Interrupts the driver if it asked for it, once for all requests completed since the last call.
     pub fn signal_used(&mut self) -> Result<(), QueueError> {
-        let used = self.ring.next_used();
+        let used = self.next_used;
         let before = std::mem::replace(&mut self.signalled, used);
         if used == before {
             return Ok(());
         }
         // The index is written before it is read what the driver waits for; the driver does it the other way round.
         fence(Ordering::SeqCst);
-        let wanted = if self.ring.event_idx_enabled() {
+        let wanted = if self.event_index {
             // Whether the driver's event index lies among those just used (virtio 1.2 §2.7.7.2).
-            let event = self.load_available(4 + 2 * u64::from(self.ring.size()))?;
+            let event = self.load_available(4 + 2 * u64::from(self.size), Ordering::Relaxed)?;
             used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before)
         } else {
-            u32::from(self.load_available(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            u32::from(self.load_available(0, Ordering::Relaxed)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         if wanted {
             self.interrupt.signal();
@@ -284,24 +282,39 @@ impl Virtqueue {
     }
 
     /// Reads the 16 bits at `offset` of the available ring.
-    fn load_available(&self, offset: u64) -> Result<u16, QueueError> {
-        let address = GuestAddress(self.ring.avail_ring() + offset);
-        let value = self.memory.load(address, Ordering::Relaxed);
-        value.map(u16::from_le).map_err(QueueError::Memory)
+    fn load_available(&self, offset: u64, order: Ordering) -> Result<u16, QueueError> {
+        let address = GuestAddress(self.available_ring + offset);
+        memory::load(&self.memory, address, order)
+            .map(u16::from_le)
+            .map_err(QueueError::Memory)
+    }
+
+    /// Writes the 16 bits at `offset` of the used ring.
+    fn store_used(&self, offset: u64, value: u16, order: Ordering) -> Result<(), QueueError> {
+        let address = GuestAddress(self.used_ring + offset);
+        memory::store(&self.memory, value.to_le(), address, order).map_err(QueueError::Memory)
     }
 
     /// Asks the driver not to ring while the device looks at the queue anyway. A hint: rings may still come.
     pub fn pause_notifications(&mut self) -> Result<(), QueueError> {
-        self.ring
-            .disable_notification(&*self.memory)
-            .map_err(QueueError::Ring)
+        if self.event_index {
+            // Having rung once, it does not ring again until it is asked to.
+            return Ok(());
+        }
+        self.store_used(0, NO_NOTIFY, Ordering::Relaxed)
     }
 
     /// Asks the driver to ring again. `true` where requests came in meanwhile, for which it will not ring.
     pub fn resume_notifications(&mut self) -> Result<bool, QueueError> {
-        self.ring
-            .enable_notification(&*self.memory)
-            .map_err(QueueError::Ring)
+        if self.event_index {
+            let event = 4 + 8 * u64::from(self.size);
+            self.store_used(event, self.next_available, Ordering::Relaxed)?;
+        } else {
+            self.store_used(0, 0, Ordering::Relaxed)?;
+        }
+        // The wish is written before it is looked for more; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        Ok(self.load_available(2, Ordering::Relaxed)? != self.next_available)
     }
 
     /// Serves requests one after the other, each with `handle`, which returns the bytes it wrote.
@@ -326,7 +339,7 @@ impl Virtqueue {
         mut handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
         let memory = self.memory.clone();
-        let mut budget = self.ring.size();
+        let mut budget = self.size;
         let end_of_turn = Instant::now() + TURN;
         let mut completed = false;
         self.pause_notifications()?;

@@ -4,14 +4,14 @@ use std::io;
 
 use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::backend::{Action, Backend, Job, Start};
 use super::config::{self, QUEUE_SIZE};
 use super::control::{BlockControl, Command, Mailbox};
 use super::engine::{Engine, MAX_IN_FLIGHT};
 use super::request::{Operation, Request, Rules, SERIAL_LEN, Status};
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
@@ -307,9 +307,7 @@ impl Running {
         pending: &Pending,
         (status, filled): (Status, u32),
     ) -> Result<(), QueueError> {
-        memory
-            .write_obj(status.code(), pending.status)
-            .map_err(QueueError::Memory)?;
+        memory::write(memory, pending.status, status.code()).map_err(QueueError::Memory)?;
         // The driver is told how many bytes are filled from the front on (§2.7.8.2). The status byte
         // is the last, so it counts only where all before it do.
         let written = filled + u32::from(filled == pending.room);

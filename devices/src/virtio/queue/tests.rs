@@ -2,6 +2,7 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
+use vm_memory::Bytes;
 
 use super::*;
 use crate::memory;

@@ -5,7 +5,7 @@ use std::io;
 use libc::iovec;
 use vm_memory::GuestMemoryBackend;
 
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory, GuestSlice};
 use crate::virtio::chain::Buffers;
 
 /// The most vectors one system call takes (`IOV_MAX`).
@@ -29,16 +29,23 @@ impl Vectors {
         self.list.clear();
         self.first = 0;
         for &(address, len) in buffers.ranges() {
+            if let Some(slice) = memory::contiguous(memory, address, len as usize) {
+                self.push(&slice);
+                continue;
+            }
             for slice in GuestMemoryBackend::get_slices(memory, address, len as usize) {
-                let slice = slice.map_err(io::Error::other)?;
-                self.list.push(iovec {
-                    // The guard only does something for memory of Xen's.
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
+                self.push(&slice.map_err(io::Error::other)?);
             }
         }
         Ok(())
+    }
+
+    fn push(&mut self, slice: &GuestSlice<'_>) {
+        self.list.push(iovec {
+            // The guard only does something for memory of Xen's.
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        });
     }
 
     /// What one system call can take of what is left.
