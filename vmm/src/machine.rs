@@ -140,6 +140,8 @@ impl Machine {
         regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
 
         let vm = Vm::new(&memory, config.vcpus)?;
+        let regions: Vec<_> = devices.iter().filter_map(|made| made.region).collect();
+        vm.add_regions(&memory, &regions)?;
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink)?;
         let workers = match &places {

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
@@ -14,6 +14,7 @@ use crate::config::VcpuCount;
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
 use crate::msi::{Doorbells, MsiRoutes, MsiVectors};
+use crate::virtio::pmem::Region;
 
 /// The KVM API version that every kernel since 2.6.22 has.
 const API_VERSION: i32 = 12;
@@ -116,6 +117,34 @@ impl Vm {
             supported_cpuid,
             tsc_deadline,
         })
+    }
+
+    /// Gives the guest memory beyond its RAM `memory`.
+    pub fn add_regions(&self, memory: &GuestMemory, regions: &[Region]) -> Result<(), VmError> {
+        let read_only = regions.iter().any(|region| region.read_only);
+        if read_only && !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Err(VmError::Capability {
+                name: "KVM_CAP_READONLY_MEM",
+            });
+        }
+        // RAM has the slots from 0 on.
+        for (slot, region) in (0..).skip(memory.iter().count()).zip(regions) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: if region.read_only {
+                    KVM_MEM_READONLY
+                } else {
+                    0
+                },
+                guest_phys_addr: region.guest,
+                memory_size: region.size,
+                userspace_addr: region.host,
+            };
+            // SAFETY: a region is mapped over its whole size until the process ends, and overlaps nothing else.
+            unsafe { self.fd.set_user_memory_region(slot) }
+                .map_err(kvm_error("take the memory of a pmem device"))?;
+        }
+        Ok(())
     }
 
     /// Creates one vCPU.

@@ -52,6 +52,14 @@ pub fn complete(config: &VmConfig, mmio: &[MmioDevice]) -> Result<String, BootEr
         push(&root_argument(root));
         push(if root.read_only { "ro" } else { "rw" });
     }
+    if let Some(index) = config.pmem.iter().position(|pmem| pmem.is_root) {
+        push(&format!("root=/dev/pmem{index}"));
+        push(if config.pmem[index].read_only {
+            "ro"
+        } else {
+            "rw"
+        });
+    }
     if !config.pci && !words(&config.boot.cmdline).any(|word| word.starts_with("pci=")) {
         push("pci=off");
     }

@@ -36,6 +36,8 @@ pub enum ConfigError {
         "machine-config.smt gives each core two threads, which {vcpus} vCPUs do not: make machine-config.vcpu_count even"
     )]
     OddThreads { vcpus: u8 },
+    #[error("Cannot have pmem device \"{id}\": {reason}")]
+    Pmem { id: String, reason: &'static str },
     #[error("{field} is empty")]
     Empty { field: &'static str },
     #[error("{what} is not supported yet: remove it from the configuration")]

@@ -10,6 +10,7 @@ mod error;
 pub mod firecracker;
 mod limits;
 mod net;
+mod pmem;
 mod rate_limiter;
 mod vsock;
 
@@ -19,6 +20,7 @@ pub use drive::{DiskFormat, DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
 pub use limits::{MemorySize, VcpuCount};
 pub use net::{MacAddress, NetConfig, TapSource};
+pub use pmem::PmemConfig;
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 pub use vsock::VsockConfig;
 
@@ -45,6 +47,8 @@ pub struct VmConfig {
     pub net: Vec<NetConfig>,
     /// The socket device, if the guest has one.
     pub vsock: Option<VsockConfig>,
+    /// Files in the guest's address space, in the order in which it sees them.
+    pub pmem: Vec<PmemConfig>,
     /// The limits of the guest's virtio entropy device, if it has one.
     pub entropy: Option<RateLimiterConfig>,
 }
@@ -54,7 +58,7 @@ impl VmConfig {
     pub fn virtio_devices(&self) -> usize {
         let single = [self.vsock.is_some(), self.entropy.is_some()];
         let single = single.into_iter().filter(|there| *there).count();
-        self.drives.len() + self.net.len() + single
+        self.drives.len() + self.net.len() + self.pmem.len() + single
     }
 
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
@@ -74,6 +78,15 @@ impl VmConfig {
             net.check()?;
             for earlier in &self.net[..index] {
                 net.check_with(earlier)?;
+            }
+        }
+        for (index, pmem) in self.pmem.iter().enumerate() {
+            pmem.check()?;
+            for earlier in &self.pmem[..index] {
+                pmem.check_with(earlier)?;
+            }
+            if pmem.is_root && self.drives.iter().any(|drive| drive.is_root) {
+                return Err(pmem.refused("a drive is the root device already"));
             }
         }
         for (index, drive) in self.drives.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 mod block;
 mod net;
+pub mod pmem;
 mod tap;
 mod vsock;
 
@@ -70,6 +71,13 @@ pub enum VirtioError {
     Socket(#[source] vsock::SocketError),
     #[error("Cannot make the events of the guest's vsock device")]
     SocketEvents(#[source] io::Error),
+    #[error("Cannot map {path} for pmem device \"{id}\"", path = .path.display())]
+    Pmem {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
@@ -105,6 +113,7 @@ impl VirtioError {
             self,
             Self::OpenDrive { .. }
                 | Self::UseDrive { .. }
+                | Self::Pmem { .. }
                 | Self::OpenTap { .. }
                 | Self::Socket(_)
                 | Self::TooFewLines { .. }
@@ -127,12 +136,18 @@ pub struct Made {
     pub device: Box<dyn VirtioDevice>,
     /// Who does its work.
     pub thread: Thread,
+    /// Memory that it brings into the guest's address space.
+    pub region: Option<pmem::Region>,
 }
 
 impl Made {
     fn new(device: impl VirtioDevice + 'static, thread: Thread) -> Self {
         let device = Box::new(device);
-        Self { device, thread }
+        Self {
+            device,
+            thread,
+            region: None,
+        }
     }
 }
 
@@ -147,6 +162,15 @@ pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
     }
     if let Some(config) = &config.vsock {
         devices.push(Made::new(vsock::make(config)?, Thread::Own));
+    }
+    let mut places = pmem::Places::new(config.memory);
+    for pmem in &config.pmem {
+        let (device, region) = pmem::make(pmem, &mut places)?;
+        devices.push(Made {
+            region: Some(region),
+            // A flush waits for the medium.
+            ..Made::new(device, Thread::Own)
+        });
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);

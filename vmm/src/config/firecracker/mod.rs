@@ -7,6 +7,7 @@ mod boot_source;
 mod drive;
 mod machine_config;
 mod network_interfaces;
+mod pmem;
 mod rate_limiter;
 mod vsock;
 
@@ -21,6 +22,7 @@ use self::boot_source::BootSource;
 use self::drive::Drive;
 use self::machine_config::MachineConfig;
 use self::network_interfaces::NetworkInterface;
+use self::pmem::Pmem;
 use self::rate_limiter::RateLimiter;
 use self::vsock::Vsock;
 use super::{ConfigError, CpuConfig, MemorySize, VcpuCount, VmConfig};
@@ -97,7 +99,8 @@ struct ConfigFile {
     mmds_config: Option<Value>,
     metrics: Option<Value>,
     cpu_config: Option<Value>,
-    pmem: Option<Value>,
+    #[serde(default)]
+    pmem: Vec<Pmem>,
     memory_hotplug: Option<Value>,
     serial: Option<Value>,
 }
@@ -145,7 +148,6 @@ impl TryFrom<ConfigFile> for Loaded {
             ("mmds-config", &file.mmds_config),
             ("metrics", &file.metrics),
             ("cpu-config", &file.cpu_config),
-            ("pmem", &file.pmem),
             ("memory-hotplug", &file.memory_hotplug),
             ("serial", &file.serial),
         ] {
@@ -187,6 +189,7 @@ impl TryFrom<ConfigFile> for Loaded {
                 .into_iter()
                 .map(NetworkInterface::check)
                 .collect::<Result<_, _>>()?,
+            pmem: file.pmem.into_iter().map(Into::into).collect(),
             entropy: file
                 .entropy
                 .map(|entropy| rate_limiter::check(entropy.rate_limiter)),
