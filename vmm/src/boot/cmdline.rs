@@ -109,7 +109,7 @@ pub fn write(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::firecracker;
+    use crate::config::{PmemConfig, firecracker};
     use std::path::Path;
 
     fn config(boot_args: &str, drives: &str) -> VmConfig {
@@ -139,6 +139,22 @@ mod tests {
         assert_eq!(
             complete(&config("", drive), &[]).unwrap(),
             "root=PARTUUID=7-2 rw pci=off"
+        );
+    }
+
+    #[test]
+    fn the_root_in_persistent_memory_is_named() {
+        let mut config = config("quiet", "");
+        let pmem = |id: &str, is_root| PmemConfig {
+            id: id.into(),
+            path: id.into(),
+            is_root,
+            read_only: true,
+        };
+        config.pmem = vec![pmem("a", false), pmem("b", true)];
+        assert_eq!(
+            complete(&config, &[]).unwrap(),
+            "quiet root=/dev/pmem1 ro pci=off"
         );
     }
 

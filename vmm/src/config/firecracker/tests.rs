@@ -60,7 +60,6 @@ fn a_full_file_of_firecracker_is_understood() {
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (r#""pmem": [{"id": "p"}]"#, "pmem"),
         (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
     ] {
@@ -235,6 +234,47 @@ fn socket_device_is_firecrackers_and_its_values_are_checked() {
     ] {
         let error = vsock(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn pmem_is_firecrackers_and_files_that_are_written_have_one_owner() {
+    let pmem = |rest: &str| {
+        with(&format!(
+            r#""pmem": [{{"id": "a", "path_on_host": "a.img", "root_device": true, "read_only": true}}{rest}]"#
+        ))
+    };
+    let vm = pmem(r#", {"id": "b", "path_on_host": "a.img", "read_only": true}"#)
+        .unwrap()
+        .vm;
+    assert_eq!(vm.virtio_devices(), 2);
+    let root = vm.pmem.iter().map(|pmem| (pmem.is_root, pmem.read_only));
+    assert!(root.eq([(true, true), (false, true)]));
+    for (rest, reason) in [
+        (
+            r#", {"id": "a", "path_on_host": "b"}"#,
+            "another of this id",
+        ),
+        (
+            r#", {"id": "b", "path_on_host": "a.img"}"#,
+            "one of them writes",
+        ),
+        (
+            r#", {"id": "b", "path_on_host": "b", "root_device": true}"#,
+            "root device already",
+        ),
+        (r#", {"id": "", "path_on_host": "b"}"#, "1 to 64 letters"),
+        (
+            r#", {"id": "b", "path_on_host": ""}"#,
+            "path_on_host is empty",
+        ),
+        (
+            r#"], "drives": [{"drive_id": "r", "path_on_host": "r", "is_root_device": true}"#,
+            "a drive is the root device already",
+        ),
+    ] {
+        let text = pmem(rest).unwrap_err().to_string();
+        assert!(text.contains(reason), "{text}");
     }
 }
 
