@@ -164,7 +164,7 @@ impl Msix {
         if !aligned(offset, data.len()) {
             return;
         }
-        for (word, at) in data.chunks_exact_mut(4).zip((offset..).step_by(4)) {
+        for (word, at) in data.chunks_exact_mut(4).zip([offset, offset | 4]) {
             let entry = usize::try_from(at / ENTRY_LEN).ok();
             if let Some(entry) = entry.and_then(|index| inner.state.entries.get(index)) {
                 word.copy_from_slice(&entry.word(at % ENTRY_LEN).to_le_bytes());
@@ -178,7 +178,7 @@ impl Msix {
         if !aligned(offset, data.len()) {
             return;
         }
-        for (word, at) in data.chunks_exact(4).zip((offset..).step_by(4)) {
+        for (word, at) in data.chunks_exact(4).zip([offset, offset | 4]) {
             let mut value = [0; 4];
             value.copy_from_slice(word);
             let entry = usize::try_from(at / ENTRY_LEN).ok();
@@ -199,8 +199,9 @@ impl Msix {
         if !aligned(offset, data.len()) {
             return;
         }
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let first = start.saturating_add(index).saturating_mul(8);
             for (bit, entry) in inner.state.entries.iter().skip(first).take(8).enumerate() {
                 *byte |= u8::from(entry.pending) << bit;
             }
@@ -271,4 +272,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -7,6 +7,8 @@
 pub mod block;
 pub mod chain;
 pub mod device;
+#[cfg(test)]
+mod driver_tests;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -83,35 +83,6 @@ fn reset_clears_the_interrupt_status() {
 }
 
 #[test]
-fn device_works_again_after_a_reset_with_requests_waiting() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    for _ in 0..3 {
-        let mut ring = guest.start_all();
-        let buffer = ring.buffer(8, true);
-        let head = ring.add(&[buffer]);
-        guest.notify(0);
-        assert_eq!(ring.used(), Some((head, 8)));
-        // Rung for, but reset before the device thread came to it.
-        ring.add(&[buffer]);
-        write(&guest, 0x050, 0);
-        write(&guest, 0x070, 0);
-        guest.run();
-        assert_eq!(ring.used(), None);
-    }
-}
-
-#[test]
-fn doorbell_rung_by_the_kernel_is_as_good_as_the_register() {
-    let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
-    let mut ring = guest.start_all();
-    let buffer = ring.buffer(8, true);
-    let head = ring.add(&[buffer]);
-    guest.doorbell(0).write(1).unwrap();
-    guest.run();
-    assert_eq!(ring.used(), Some((head, 8)));
-}
-
-#[test]
 fn notifying_a_queue_that_does_not_exist_is_refused() {
     let mut guest = TestGuest::new(Transport::Mmio, Rng::new());
     let _ring = guest.start_all();

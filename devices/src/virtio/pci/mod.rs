@@ -185,10 +185,10 @@ fn part(offset: u64) -> (u64, u64) {
 
 impl PciFunction for VirtioPci {
     fn read_config(&self, register: u16, data: &mut [u8]) {
-        if let Some((offset, len)) = self
+        let window = self
             .capabilities
-            .window(&self.config().space, register, data)
-        {
+            .window(&self.config().space, register, data);
+        if let Some((offset, len)) = window {
             let mut value = [0; 4];
             self.read_memory(offset, &mut value[..len]);
             self.config().space.set(self.capabilities.data(), &value);
