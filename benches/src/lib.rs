@@ -3,6 +3,7 @@
 //! in the same run gives the ratio.
 
 pub mod chain;
+pub mod laboratory;
 pub mod metric;
 pub mod start;
 

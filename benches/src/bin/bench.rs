@@ -10,6 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use benches::laboratory::Laboratory;
 use benches::{chain, metric, start};
 use clap::Parser;
 use tests::Image;
@@ -47,7 +48,7 @@ fn main() -> Result<()> {
     }
     if wanted("vmm") {
         eprintln!("bench: starts of one guest, by daruma-vmm and by QEMU's microvm");
-        metrics.extend(start::measure(&image, &arguments.lab)?);
+        metrics.extend(start::measure(&Laboratory::new(&image, &arguments.lab)?)?);
     }
     print!("{}", metric::table(&metrics));
     if let Some(file) = &arguments.json {

@@ -1,7 +1,7 @@
-//! PID 1 of the laboratory: a host without a supervisor in which VMMs are started and timed.
+//! PID 1 of the laboratory: a host without a supervisor in which VMMs are started and measured.
 //!
-//! The same executable is the guest's init, so that nothing but the VMM differs between runs: it
-//! says [`MARKER`] on the console, writes the boot timer, and powers off.
+//! The same executable is the guest's init, so that nothing but the VMM differs between runs. The command line of the
+//! laboratory's kernel says which experiments to make.
 
 #![expect(
     clippy::print_stdout,
@@ -10,11 +10,16 @@
 
 mod guest;
 mod measure;
+mod network;
 mod system;
+mod vmm;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use crate::vmm::{Guest, Machine, Vmm};
 
 /// What the guest's init says first.
 const MARKER: &str = "guest-init";
@@ -22,33 +27,108 @@ const MARKER: &str = "guest-init";
 /// Where the laboratory keeps what it starts; a guest's initramfs has no such folder.
 const LAB: &str = "/lab";
 
+/// Memory of a measured guest, and of each of many, in MiB.
+const GUEST_MIB: u64 = 128;
+const SMALL_GUEST_MIB: u64 = 64;
+
+/// How many guests are started at once.
+const MANY: usize = 32;
+
+/// The guests' disk, and the network's tap.
+const DISK: &str = "/peer/disk.img";
+const TAP: &str = "tap0";
+
+const DARUMA: Vmm = Vmm::Daruma { pci: false };
+
 fn main() {
     if Path::new(LAB).exists() {
-        if let Err(error) = run() {
-            println!("lab: error: {error:#}");
+        for word in std::env::args().skip(1) {
+            match experiment(&word) {
+                Ok(()) => println!("lab: done {word}"),
+                Err(error) => println!("lab: error: {word}: {error:#}"),
+            }
         }
         system::power_off();
     }
     guest::main();
 }
 
-fn run() -> Result<()> {
+fn experiment(word: &str) -> Result<()> {
     system::mount_all()?;
-    for round in 0..3 {
-        report("daruma", round, &measure::daruma("vmlinux")?);
+    match word {
+        "start" => starts(),
+        "blk" => blk(),
+        "net" => net(),
+        "many" => many(),
+        other => bail!("No experiment is called {other}"),
     }
-    for round in 0..3 {
-        report("daruma-bzimage", round, &measure::daruma("bzImage")?);
-    }
-    if Path::new("/peer/qemu").exists() {
-        for round in 0..3 {
-            report("qemu", round, &measure::qemu()?);
+}
+
+/// Starts of a guest without devices: three of each kind.
+fn starts() -> Result<()> {
+    let elf = Guest::bare("vmlinux", "stay", GUEST_MIB);
+    let bzimage = Guest::bare("bzImage", "stay", GUEST_MIB);
+    for (name, vmm, guest) in [
+        ("daruma", DARUMA, &elf),
+        ("daruma-bzimage", DARUMA, &bzimage),
+        ("qemu", qemu(Machine::Microvm), &elf),
+    ] {
+        for _ in 0..3 {
+            report("start", name, measure::start(vmm, guest)?);
         }
     }
-    println!("lab: done");
     Ok(())
 }
 
-fn report(vmm: &str, round: u32, sample: &measure::Sample) {
-    println!("lab: {}", sample.to_json(vmm, round));
+/// Block requests.
+fn blk() -> Result<()> {
+    system::make_disk(DISK)?;
+    let guest = Guest {
+        disk: Some(DISK),
+        ..Guest::bare("vmlinux", "blk", GUEST_MIB)
+    };
+    for vmm in [DARUMA, qemu(Machine::Microvm), qemu(Machine::Q35)] {
+        let name = vmm.name();
+        measure::work(vmm, &guest, |sample| report("blk", &name, sample))?;
+    }
+    Ok(())
+}
+
+/// TCP between the guest and the laboratory.
+fn net() -> Result<()> {
+    network::make_tap(TAP)?;
+    network::serve()?;
+    let guest = Guest {
+        tap: Some(TAP),
+        ..Guest::bare("vmlinux", "net", GUEST_MIB)
+    };
+    for vmm in [DARUMA, qemu(Machine::Microvm), qemu(Machine::Q35)] {
+        let name = vmm.name();
+        measure::work(vmm, &guest, |sample| report("net", &name, sample))?;
+    }
+    Ok(())
+}
+
+/// Many small guests at once, and one of them alone.
+fn many() -> Result<()> {
+    let guest = Guest::bare("vmlinux", "stay", SMALL_GUEST_MIB);
+    for count in [1, 1, 1, MANY] {
+        let us = measure::many(&guest, count)?;
+        report("many", "daruma", json!({ "count": count, "us": us }));
+    }
+    Ok(())
+}
+
+fn qemu(machine: Machine) -> Vmm {
+    Vmm::Qemu {
+        machine,
+        aio: "io_uring",
+        iothread: false,
+    }
+}
+
+fn report(experiment: &str, vmm: &str, mut sample: Value) {
+    sample["experiment"] = experiment.into();
+    sample["vmm"] = vmm.into();
+    println!("lab: {sample}");
 }

@@ -1,0 +1,56 @@
+//! The guest's side: says that an init was reached, then does the work that its command line names.
+//!
+//! Work is a list of phases. Before a phase the guest says `@ready <phase>` on its console and waits for a line, so
+//! that the laboratory can look at its counters; after it, `@done <JSON>`. With the word `alone` it waits for nobody.
+
+mod aio;
+mod blk;
+mod net;
+mod phase;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+
+use anyhow::{Result, bail};
+
+use self::phase::Phases;
+use crate::{MARKER, system};
+
+/// I/O port of the boot timer and the byte that stops it (Firecracker's boot timer device).
+const BOOT_TIMER: (u64, u8) = (0x3f0, 123);
+
+/// Says that init was reached, stops the boot timer, works, powers off.
+pub fn main() -> ! {
+    if let Ok(mut port) = OpenOptions::new().write(true).open("/dev/port")
+        && port.seek(SeekFrom::Start(BOOT_TIMER.0)).is_ok()
+    {
+        // A VMM without a boot timer ignores the port; the marker below serves for it.
+        let _ = port.write_all(&[BOOT_TIMER.1]);
+    }
+    if let Ok(mut console) = File::create("/dev/console") {
+        let _ = console.write_all(MARKER.as_bytes());
+    }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Err(error) = work(&words) {
+        println!("@error {error:#}");
+    }
+    if words.iter().any(|word| word == "stay") {
+        loop {
+            std::thread::park();
+        }
+    }
+    system::power_off();
+}
+
+fn work(words: &[String]) -> Result<()> {
+    let mut phases = Phases::new(words.iter().any(|word| word == "alone"));
+    for word in words {
+        match word.as_str() {
+            "blk" => blk::work(&mut phases)?,
+            "net" => net::work(&mut phases)?,
+            "alone" | "stay" => {}
+            other => bail!("No work is called {other}"),
+        }
+    }
+    Ok(())
+}
