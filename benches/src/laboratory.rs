@@ -83,7 +83,7 @@ impl Laboratory {
 
 impl Samples {
     /// The JSON objects on `console` that follow `mark`.
-    fn after(mark: &str, console: String) -> Self {
+    pub(crate) fn after(mark: &str, console: String) -> Self {
         let samples = console
             .lines()
             .filter_map(|line| line.split_once(mark))
@@ -99,9 +99,12 @@ impl Samples {
         self.samples.iter().filter(matches)
     }
 
-    /// The median of `field` in the samples that match `fields`.
+    /// The median of `field`, a name or a JSON pointer, in the samples that match `fields`.
     pub fn middle(&self, fields: &[(&str, &str)], field: &str) -> Result<f64> {
-        let values = self.of(fields).filter_map(|sample| sample[field].as_f64());
+        let values = self.of(fields).filter_map(|sample| {
+            let value = sample.get(field).or_else(|| sample.pointer(field));
+            value.and_then(Value::as_f64)
+        });
         median(values.collect()).with_context(|| {
             format!(
                 "The laboratory did not measure {field} of {fields:?}; it said:\n{}",

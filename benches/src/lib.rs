@@ -2,9 +2,12 @@
 //! (1 instruction = 1 ns), so that a number means the same on every computer, and a peer measured
 //! in the same run gives the ratio.
 
+pub mod blk;
 pub mod chain;
 pub mod laboratory;
+pub mod many;
 pub mod metric;
+pub mod net;
 pub mod start;
 
 pub use metric::Metric;

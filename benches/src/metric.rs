@@ -1,6 +1,7 @@
 //! One measured number: its name, unit, clock, and what peers did in the same run.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -29,7 +30,37 @@ pub struct Metric {
     pub peer: BTreeMap<String, f64>,
     /// What is to be reached, if the project set a goal; only for the table.
     #[serde(skip)]
-    pub goal: Option<f64>,
+    pub goal: Option<Goal>,
+}
+
+/// What a number is to reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// The largest value that is good.
+    AtMost(f64),
+    /// The smallest value that is good.
+    AtLeast(f64),
+}
+
+impl Goal {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sign, limit) = match self {
+            Self::AtMost(most) => ("≤", most),
+            Self::AtLeast(least) => ("≥", least),
+        };
+        // Enough digits for a limit below ten, no more than are meant for a large one.
+        let digits = if *limit < 10.0 { 2 } else { 0 };
+        write!(f, "{sign} {limit:.digits$}")
+    }
 }
 
 impl Metric {
@@ -47,7 +78,13 @@ impl Metric {
 
     /// Adds the largest value that meets the goal.
     pub fn at_most(mut self, goal: f64) -> Self {
-        self.goal = Some(goal);
+        self.goal = Some(Goal::AtMost(goal));
+        self
+    }
+
+    /// Adds the smallest value that meets the goal.
+    pub fn at_least(mut self, goal: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(goal));
         self
     }
 
@@ -61,27 +98,24 @@ impl Metric {
 /// The numbers as a table for people.
 pub fn table(metrics: &[Metric]) -> String {
     let mut text = format!(
-        "{:<36} {:>12} {:>5}  {:>10}  peers\n",
+        "{:<44} {:>12} {:>6}  {:>16}  peers\n",
         "metric", "value", "", "goal"
     );
     for metric in metrics {
-        let goal = metric.goal.map_or_else(String::new, |goal| {
-            format!(
-                "{} {goal}",
-                if metric.value <= goal {
-                    "≤"
-                } else {
-                    "MISSED"
-                }
-            )
-        });
+        let goal = match metric.goal {
+            None => String::new(),
+            Some(goal) if goal.is_met(metric.value) => goal.to_string(),
+            Some(goal) => format!("MISSED {goal}"),
+        };
+        // Ratios and counts of exits are small; everything else is not.
+        let digits = if metric.value.abs() < 10.0 { 3 } else { 1 };
         let peers: Vec<String> = metric
             .peer
             .iter()
-            .map(|(name, value)| format!("{name} {value:.1} ({:.1}×)", value / metric.value))
+            .map(|(name, value)| format!("{name} {value:.digits$} ({:.2}×)", value / metric.value))
             .collect();
         text += &format!(
-            "{:<36} {:>12.1} {:>5}  {goal:>10}  {}\n",
+            "{:<44} {:>12.digits$} {:>6}  {goal:>16}  {}\n",
             metric.name,
             metric.value,
             metric.unit,
@@ -113,6 +147,8 @@ mod tests {
         let met = Metric::new("b", 1.0, "ms", Clock::Virtual).at_most(1.0);
         assert!(table(&[missed]).contains("MISSED"));
         assert!(!table(&[met]).contains("MISSED"));
+        let slow = Metric::new("c", 2.0, "MiB/s", Clock::Virtual).at_least(2.5);
+        assert!(table(&[slow]).contains("MISSED ≥ 2.50"));
     }
 
     #[test]

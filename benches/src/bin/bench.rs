@@ -8,12 +8,15 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use anyhow::{Context, Result};
+use ::tests::Image;
+use anyhow::{Context, Result, bail};
 use benches::laboratory::Laboratory;
-use benches::{chain, metric, start};
+use benches::{Metric, blk, chain, many, metric, net, start};
 use clap::Parser;
-use tests::Image;
 
 /// Measures the whole chain in virtual time.
 #[derive(Parser)]
@@ -24,32 +27,89 @@ struct Arguments {
     /// The `lab` executable, static.
     #[arg(long, value_name = "FILE")]
     lab: PathBuf,
-    /// Only what has this text in its name: `boot`, `vmm`, `size`.
+    /// Only what has this text in its name: `boot`, `vmm`, `blk.exits_per_request_qd32`.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+}
+
+/// Machines of the benchmarks that run at the same time. Virtual time does not mind, and each has one busy thread.
+const AT_ONCE: usize = 2;
+
+/// Something that is measured in one go.
+struct Part {
+    /// How the names of its metrics begin.
+    names: &'static [&'static str],
+    /// What is said when it starts.
+    what: &'static str,
+    measure: fn(&Benches) -> Result<Vec<Metric>>,
+}
+
+/// What parts are measured with.
+struct Benches {
+    image: Image,
+    laboratory: Laboratory,
+}
+
+const PARTS: [Part; 7] = [
+    Part {
+        names: &["size"],
+        what: "what lies in flash",
+        measure: |benches| chain::sizes(&benches.image),
+    },
+    Part {
+        names: &["boot", "host"],
+        what: "the chain from reset to three guests",
+        measure: |benches| chain::boot(&benches.image),
+    },
+    Part {
+        names: &["blk"],
+        what: "block I/O, by daruma-vmm and by QEMU",
+        measure: |benches| blk::measure(&benches.laboratory),
+    },
+    Part {
+        names: &["net"],
+        what: "TCP over a tap, by daruma-vmm and by QEMU",
+        measure: |benches| net::measure(&benches.laboratory),
+    },
+    Part {
+        names: &["vmm.start_to_init", "vmm.overhead_kib.bare"],
+        what: "starts of one guest, by daruma-vmm and by QEMU's microvm",
+        measure: |benches| start::measure(&benches.laboratory),
+    },
+    Part {
+        names: &["vmm.overhead_kib"],
+        what: "memory of a VMM with devices",
+        measure: |benches| start::overhead(&benches.laboratory),
+    },
+    Part {
+        names: &["many"],
+        what: "many guests at once",
+        measure: |benches| many::measure(&benches.laboratory),
+    },
+];
+
+impl Part {
+    /// Whether something of it can have `text` in its name.
+    fn wanted(&self, text: &str) -> bool {
+        let matches = |name: &&str| name.contains(text) || text.starts_with(*name);
+        self.names.iter().any(matches)
+    }
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let image = Image::built()?;
-    let wanted = |part: &str| {
-        arguments
-            .only
-            .as_deref()
-            .is_none_or(|only| part.contains(only))
+    let benches = Benches {
+        laboratory: Laboratory::new(&image, &arguments.lab)?,
+        image,
     };
-    let mut metrics = Vec::new();
-    if wanted("size") {
-        metrics.extend(chain::sizes(&image)?);
+    let text = arguments.only.as_deref().unwrap_or_default();
+    let wanted: Vec<&Part> = PARTS.iter().filter(|part| part.wanted(text)).collect();
+    if wanted.is_empty() {
+        bail!("Nothing that is measured has \"{text}\" in its name");
     }
-    if wanted("boot") {
-        eprintln!("bench: the chain from reset to three guests (one boot, about two minutes)");
-        metrics.extend(chain::boot(&image)?);
-    }
-    if wanted("vmm") {
-        eprintln!("bench: starts of one guest, by daruma-vmm and by QEMU's microvm");
-        metrics.extend(start::measure(&Laboratory::new(&image, &arguments.lab)?)?);
-    }
+    let mut metrics = measure(&benches, &wanted)?;
+    metrics.retain(|metric| metric.name.contains(text));
     print!("{}", metric::table(&metrics));
     if let Some(file) = &arguments.json {
         fs::write(file, serde_json::to_string_pretty(&metrics)? + "\n")
@@ -57,4 +117,54 @@ fn main() -> Result<()> {
         println!("Written to {}", file.display());
     }
     Ok(())
+}
+
+/// Measures all of `parts`, a few at a time; the results are in the order of the parts.
+fn measure(benches: &Benches, parts: &[&Part]) -> Result<Vec<Metric>> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<OnceLock<Result<Vec<Metric>>>> =
+        parts.iter().map(|_| OnceLock::new()).collect();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((part, result)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    parts.get(index).zip(results.get(index))
+                } {
+                    eprintln!("bench: {}", part.what);
+                    // Each index is taken once.
+                    let _ = result.set((part.measure)(benches));
+                }
+            });
+        }
+    });
+    let mut metrics = Vec::new();
+    for (part, result) in parts.iter().zip(results) {
+        let result = result.into_inner().context("Nobody measured it");
+        metrics.extend(
+            result
+                .flatten()
+                .with_context(|| format!("Measuring {}", part.what))?,
+        );
+    }
+    Ok(metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts_of(text: &str) -> Vec<&'static str> {
+        let wanted = PARTS.iter().filter(|part| part.wanted(text));
+        wanted.map(|part| part.names[0]).collect()
+    }
+
+    #[test]
+    fn a_name_or_part_of_one_chooses_what_is_measured() {
+        assert_eq!(parts_of("").len(), PARTS.len());
+        assert_eq!(parts_of("blk.exits_per_request_qd32"), ["blk"]);
+        assert_eq!(parts_of("vmm"), ["vmm.start_to_init", "vmm.overhead_kib"]);
+        assert_eq!(parts_of("host.memory_kib"), ["boot"]);
+        assert!(parts_of("nonsense").is_empty());
+    }
 }

@@ -39,6 +39,15 @@ const DISK: &str = "/peer/disk.img";
 const TAP: &str = "tap0";
 
 const DARUMA: Vmm = Vmm::Daruma { pci: false };
+const DARUMA_PCI: Vmm = Vmm::Daruma { pci: true };
+
+/// All that are measured with devices, ours on both transports and the peer's machine types.
+const VMMS: [Vmm; 4] = [
+    DARUMA,
+    DARUMA_PCI,
+    qemu(Machine::Microvm),
+    qemu(Machine::Q35),
+];
 
 fn main() {
     if Path::new(LAB).exists() {
@@ -57,6 +66,7 @@ fn experiment(word: &str) -> Result<()> {
     system::mount_all()?;
     match word {
         "start" => starts(),
+        "devices" => devices(),
         "blk" => blk(),
         "net" => net(),
         "many" => many(),
@@ -70,12 +80,30 @@ fn starts() -> Result<()> {
     let bzimage = Guest::bare("bzImage", "stay", GUEST_MIB);
     for (name, vmm, guest) in [
         ("daruma", DARUMA, &elf),
+        ("daruma-pci", DARUMA_PCI, &elf),
         ("daruma-bzimage", DARUMA, &bzimage),
         ("qemu", qemu(Machine::Microvm), &elf),
     ] {
         for _ in 0..3 {
             report("start", name, measure::start(vmm, guest)?);
         }
+    }
+    Ok(())
+}
+
+/// Starts of a guest with a disk, a network interface and a vsock. The peer goes without the vsock: its own is the host
+/// kernel's vhost, which costs its process nothing.
+fn devices() -> Result<()> {
+    system::make_disk(DISK)?;
+    network::make_tap(TAP)?;
+    let guest = Guest {
+        disk: Some(DISK),
+        tap: Some(TAP),
+        vsock: true,
+        ..Guest::bare("vmlinux", "stay", GUEST_MIB)
+    };
+    for vmm in VMMS {
+        report("devices", &vmm.name(), measure::start(vmm, &guest)?);
     }
     Ok(())
 }
@@ -87,7 +115,7 @@ fn blk() -> Result<()> {
         disk: Some(DISK),
         ..Guest::bare("vmlinux", "blk", GUEST_MIB)
     };
-    for vmm in [DARUMA, qemu(Machine::Microvm), qemu(Machine::Q35)] {
+    for vmm in VMMS {
         let name = vmm.name();
         measure::work(vmm, &guest, |sample| report("blk", &name, sample))?;
     }
@@ -102,7 +130,7 @@ fn net() -> Result<()> {
         tap: Some(TAP),
         ..Guest::bare("vmlinux", "net", GUEST_MIB)
     };
-    for vmm in [DARUMA, qemu(Machine::Microvm), qemu(Machine::Q35)] {
+    for vmm in VMMS {
         let name = vmm.name();
         measure::work(vmm, &guest, |sample| report("net", &name, sample))?;
     }
@@ -119,7 +147,7 @@ fn many() -> Result<()> {
     Ok(())
 }
 
-fn qemu(machine: Machine) -> Vmm {
+const fn qemu(machine: Machine) -> Vmm {
     Vmm::Qemu {
         machine,
         aio: "io_uring",

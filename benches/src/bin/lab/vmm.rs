@@ -384,6 +384,8 @@ impl Running {
     pub fn end(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        // The kernel gives an io_uring's files, and the locks on them, back only after the process has ended.
+        thread::sleep(Duration::from_millis(50));
         Ok(())
     }
 }

@@ -14,13 +14,13 @@ const DISK: &str = "/dev/vda";
 
 /// Random reads: size and how many, at depth 1 and at depth 32.
 const SMALL: u64 = 4 << 10;
-const SINGLE_READS: u64 = 1500;
+const SINGLE_READS: u64 = 1000;
 const DEEP: usize = 32;
-const DEEP_READS: u64 = 16 << 10;
+const DEEP_READS: u64 = 8 << 10;
 
 /// Sequential reads and writes: size of one, and of all.
 const LARGE: u64 = 64 << 10;
-const STREAM: u64 = 48 << 20;
+const STREAM: u64 = 32 << 20;
 
 /// All phases of block I/O.
 pub fn work(phases: &mut Phases) -> Result<()> {
@@ -51,7 +51,7 @@ pub fn work(phases: &mut Phases) -> Result<()> {
     phases.run("blk.read4k_qd32", |laps| {
         random(&disk, len, DEEP, DEEP_READS, laps)
     })?;
-    for depth in [1, 8, DEEP] {
+    for depth in [1, DEEP] {
         phases.run(&format!("blk.seq_read_qd{depth}"), |laps| {
             stream(&disk, Kind::Read, depth, laps)
         })?;
