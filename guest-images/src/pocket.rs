@@ -24,7 +24,8 @@ const FOLDERS: [&str; 8] = [
 ];
 
 /// One folder of programs under all its usual names; logs and locks live in memory.
-const LINKS: [(&str, &str); 6] = [
+const LINKS: [(&str, &str); 7] = [
+    ("etc/resolv.conf", "../run/resolv.conf"),
     ("sbin", "bin"),
     ("usr", "."),
     ("var/lock", "../run"),
@@ -43,7 +44,7 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 11] = [
+const FILES: [RecipeFile; 12] = [
     recipe!("etc/fstab", 0o644, "fstab"),
     recipe!("etc/group", 0o644, "group"),
     recipe!("etc/hostname", 0o644, "hostname"),
@@ -54,6 +55,7 @@ const FILES: [RecipeFile; 11] = [
     recipe!("etc/profile", 0o644, "profile"),
     recipe!("etc/rc", 0o755, "rc"),
     recipe!("etc/shadow", 0o600, "shadow"),
+    recipe!("etc/udhcpc", 0o755, "udhcpc"),
     // acpid names its actions after the event: button class, then event data.
     recipe!("etc/acpi/PWRF/00000080", 0o755, "power-button"),
 ];

@@ -5,6 +5,7 @@ mod bad_roms;
 mod default_machine;
 mod loaders;
 mod stock_kernels;
+mod network;
 
 /// The console's prefix key, Ctrl-].
 const CHORD: char = '\u{1d}';

@@ -1,5 +1,7 @@
 //! The machine that QEMU makes for the ROM.
 
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,8 +12,13 @@ use crate::world::Acceleration;
 pub const MEMORY_MIB: u32 = 3072;
 const CPUS: u32 = 2;
 
-/// QEMU with the ROM in `image` at the reset vector and its disk attached; no terminal or screen yet.
-pub fn command(image: &Path, acceleration: Acceleration) -> Command {
+/// Port of the host in the machine that leads to the page of `web`: see `configs/default.toml`.
+const PUBLISHED: u16 = 8080;
+
+/// QEMU with the ROM in `image` at the reset vector, its disk, and a network card; no terminal or screen yet.
+///
+/// The card's network is QEMU's own: it needs no rights, and `port` of this computer leads to [`PUBLISHED`] there.
+pub fn command(image: &Path, acceleration: Acceleration, port: u16) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.env("PATH", tool::search_path()).args(["-M", "q35"]);
     match acceleration {
@@ -21,7 +28,17 @@ pub fn command(image: &Path, acceleration: Acceleration) -> Command {
     command.args(["-m", &MEMORY_MIB.to_string(), "-smp", &CPUS.to_string()]);
     command.arg("-bios").arg(image.join("daruma.rom"));
     command.arg("-drive").arg(drive(&image.join("disk.img")));
+    let forward = format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:{PUBLISHED}");
+    command.args(["-netdev", &forward]);
+    command.args(["-device", "virtio-net-pci,netdev=wire"]);
     command
+}
+
+/// A free port of this computer, [`PUBLISHED`] itself if it is.
+pub fn free_port() -> io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PUBLISHED))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// A raw disk on virtio. A comma in a path must be doubled for QEMU.
@@ -53,11 +70,12 @@ mod tests {
 
     #[test]
     fn translation_emulates_what_the_guests_need() {
-        let typed = as_typed(&command(Path::new("target/image"), Acceleration::Tcg));
+        let typed = as_typed(&command(Path::new("target/image"), Acceleration::Tcg, 8081));
         assert_eq!(
             typed,
             "qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -m 3072 -smp 2 \
-             -bios target/image/daruma.rom -drive file=target/image/disk.img,format=raw,if=virtio"
+             -bios target/image/daruma.rom -drive file=target/image/disk.img,format=raw,if=virtio \
+             -netdev user,id=wire,hostfwd=tcp:127.0.0.1:8081-:8080 -device virtio-net-pci,netdev=wire"
         );
     }
 

@@ -26,7 +26,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let image = image::build(paths, &image::Options::keep())?;
     let world = World::detect();
     let acceleration = world.acceleration();
-    let mut command = qemu::command(&image, acceleration);
+    let port = qemu::free_port().context("Could not find a free port on this computer")?;
+    let mut command = qemu::command(&image, acceleration, port);
     if !options.screen {
         command.args(["-display", "none"]);
     }
@@ -39,6 +40,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         ),
     }
     ui::say(&format!("run        {}", qemu::as_typed(&command)));
+    ui::say(&format!(
+        "run        the page of `web`, once it is ready: http://localhost:{port}/"
+    ));
     ui::say("run        Ctrl-A x ends the machine at once, Ctrl-A h lists QEMU's keys\n");
     let _pause = ui::pause();
     let mut qemu = command

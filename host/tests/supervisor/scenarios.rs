@@ -178,7 +178,7 @@ fn bad_guests_fail_and_the_others_run() -> Result<()> {
         + &guest("good", "print=ready_now serve", "")
         + &guest("good", "serve", "");
     let mut machine = Machine::start_with(&toml, &["--onready"])?;
-    machine.expect("daruma: typo: failed: machine.toml line 7: unknown key 'vcpu'")?;
+    machine.expect("daruma: typo: failed: machine.toml line 8: unknown key 'vcpu'")?;
     machine.expect("did you mean 'vcpus'?")?;
     machine.look_back();
     let missing = format!(
@@ -187,7 +187,7 @@ fn bad_guests_fail_and_the_others_run() -> Result<()> {
     );
     machine.expect_all(&[
         &format!("daruma: none: failed: {missing}: No such file"),
-        "daruma: good-line-22: failed: machine.toml line 22: guest name 'good' is already taken in line 15",
+        "daruma: good-line-25: failed: machine.toml line 25: guest name 'good' is already taken in line 17",
         "daruma: good: ready: ",
     ])?;
     machine.expect("daruma: good: stopped: ")?;
