@@ -1,6 +1,7 @@
 //! The default machine: three guests at once, their consoles, their falls, their disks.
 
 use anyhow::{Result, ensure};
+use tests::http::{free_port, page};
 use tests::qemu::Builder;
 use tests::{Console, Image, Qemu};
 
@@ -13,9 +14,10 @@ const STOPPED: [&str; 3] = [
     "daruma: debian: stopped",
 ];
 
-fn boot(image: &Image, disk: &std::path::Path) -> Result<Qemu> {
+fn boot(image: &Image, disk: &std::path::Path, port: u16) -> Result<Qemu> {
     let mut machine = Builder::rom(&image.path("daruma.rom"))
         .disk(disk, true)
+        .network(&[(port, 8080)])
         .boot()?;
     machine.console.expect_all(&[
         "daruma: pocket: ready: ",
@@ -48,8 +50,16 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     let folder = tempfile::tempdir()?;
     let disk = image.private_disk(folder.path())?;
 
-    let mut machine = boot(&image, &disk)?;
+    let port = free_port()?;
+    let mut machine = boot(&image, &disk, port)?;
     let console = &mut machine.console;
+
+    // The appliance's page is reached from outside, through the host's published port.
+    let text = page(port)?;
+    ensure!(
+        text.contains("<title>web, a guest of Daruma</title>"),
+        "{text}"
+    );
 
     // All three are alive at the same time, by the host's own account.
     console.send("list\r")?;
@@ -61,6 +71,9 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     console.send("sleep 100000\r")?;
     console.send("\u{3}")?;
     console.expect("# ")?;
+    console
+        .send("until ip -4 route | grep -q default; do sleep 1; done; echo routed-$((3*7))\r")?;
+    console.expect("routed-21")?;
     console.send("echo kept-$((6*7)) > /root/proof; sync; cat /root/proof\r")?;
     console.expect("kept-42")?;
 
@@ -105,7 +118,7 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     ensure!(status.success(), "QEMU ended with {status}");
 
     // The same disk again: the file is there, and the screen shows something.
-    let mut machine = boot(&image, &disk)?;
+    let mut machine = boot(&image, &disk, port)?;
     let screen = folder.path().join("screen.ppm");
     machine.monitor(&format!(
         r#"{{"execute": "screendump", "arguments": {{"filename": {screen:?}}}}}"#

@@ -4,8 +4,8 @@ mod bad_guests;
 mod bad_roms;
 mod default_machine;
 mod loaders;
-mod stock_kernels;
 mod network;
+mod stock_kernels;
 
 /// The console's prefix key, Ctrl-].
 const CHORD: char = '\u{1d}';

@@ -1,12 +1,13 @@
 //! The guests' networks, from outside the machine and from inside each guest.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::console::HUNG;
+use tests::http::{free_port, get, page};
 use tests::qemu::Builder;
 use tests::{Console, Image};
 
@@ -61,12 +62,6 @@ source = "flash:guest/pocket/root.erofs"
 read-only = true
 "#;
 
-/// A port of this computer that was free just now.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(listener.local_addr()?.port())
-}
-
 /// Serves a page on this computer: what guests see as the world outside, at 10.0.2.2 of QEMU's network.
 fn serve_outside() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -79,33 +74,6 @@ fn serve_outside() -> Result<u16> {
         }
     });
     Ok(port)
-}
-
-/// One try at a page.
-fn get(port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page)?;
-    if page.is_empty() {
-        return Err(ErrorKind::UnexpectedEof.into());
-    }
-    Ok(page)
-}
-
-/// The page behind a forwarded port, once the guest has its address: QEMU takes connections from the start.
-fn page(port: u16) -> Result<String> {
-    let deadline = Instant::now() + HUNG;
-    loop {
-        match get(port) {
-            Ok(page) => return Ok(page),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error).context("No page came through the forwarded port");
-            }
-            Err(_) => thread::sleep(Duration::from_millis(500)),
-        }
-    }
 }
 
 fn view(console: &mut Console, guest: u32) -> Result<()> {
@@ -162,15 +130,8 @@ fn guests_are_on_the_network_and_published_ports_lead_to_them() -> Result<()> {
     let rom = folder.path().join("networks.rom");
     std::fs::write(&rom, image.parts()?.machine(MACHINE).rom()?)?;
     let (web, hidden, outside) = (free_port()?, free_port()?, serve_outside()?);
-    let netdev = format!(
-        "user,id=wire,hostfwd=tcp:127.0.0.1:{web}-:8080,hostfwd=tcp:127.0.0.1:{hidden}-:8081"
-    );
     let mut machine = Builder::rom(&rom)
-        .args(["-netdev".into(), netdev.into()])
-        .args([
-            "-device".into(),
-            "virtio-net-pci,netdev=wire,id=card".into(),
-        ])
+        .network(&[(web, 8080), (hidden, 8081)])
         .boot()?;
     machine.console.expect_all(&[
         "daruma: web: ready: ",

@@ -103,6 +103,22 @@ impl Builder {
         self.args(["-drive".into(), drive])
     }
 
+    /// Attaches a virtio network card called `card` to a network of QEMU's own. Ports of this computer, first of each
+    /// pair, lead to ports of the machine there.
+    pub fn network(self, forwards: &[(u16, u16)]) -> Self {
+        let mut netdev = "user,id=wire".to_owned();
+        for (outside, inside) in forwards {
+            netdev.push_str(&format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}"));
+        }
+        let card = "virtio-net-pci,netdev=wire,id=card";
+        self.args([
+            "-netdev".into(),
+            netdev.into(),
+            "-device".into(),
+            card.into(),
+        ])
+    }
+
     /// Further arguments for QEMU.
     pub fn args(mut self, args: impl IntoIterator<Item = OsString>) -> Self {
         self.extra.extend(args);

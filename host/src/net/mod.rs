@@ -106,8 +106,12 @@ impl Networks {
         match Self::try_start(plan, place, news) {
             Ok(networks) => networks,
             Err(error) => {
+                let hint = match error.kind() {
+                    io::ErrorKind::PermissionDenied => "; root may",
+                    _ => "",
+                };
                 told(News::Remark(format!(
-                    "network: guests have none, it cannot be set up: {error}"
+                    "network: guests have none, it cannot be set up: {error}{hint}"
                 )));
                 Self::default()
             }
