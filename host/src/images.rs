@@ -66,6 +66,8 @@ pub struct Drive {
     pub path: PathBuf,
     /// The guest cannot write to it.
     pub read_only: bool,
+    /// It is memory to the guest.
+    pub pmem: bool,
     /// Device and inode number: the same for every name of the file.
     pub identity: (u64, u64),
 }
@@ -163,6 +165,7 @@ impl Images {
             Ok(Drive {
                 path,
                 read_only: disk.read_only,
+                pmem: disk.pmem,
                 identity,
             })
         });
@@ -308,6 +311,7 @@ mod tests {
             drives: vec![Drive {
                 path: PathBuf::from("a"),
                 read_only,
+                pmem: false,
                 identity: (1, 2),
             }],
         };

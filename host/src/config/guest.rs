@@ -325,7 +325,7 @@ fn read_stop_timeout(section: &Section<'_, '_>) -> Result<Duration, ConfigError>
 fn read_disks(section: &Section<'_, '_>, name: &str) -> Result<Vec<Disk>, ConfigError> {
     let mut disks = Vec::new();
     for disk in section.tables("disk", &format!("a disk of guest '{name}'"))? {
-        disk.refuse_unknown(&["source", "read-only"])?;
+        disk.refuse_unknown(&["source", "read-only", "pmem"])?;
         let Some(source) = read_source(&disk, "source")? else {
             return Err(disk.missing("source", "name the image, e.g. \"disk:guests/a/root.img\""));
         };
@@ -338,7 +338,11 @@ fn read_disks(section: &Section<'_, '_>, name: &str) -> Result<Vec<Disk>, Config
                 "flash cannot be written; add read-only = true",
             ));
         }
-        disks.push(Disk { source, read_only });
+        disks.push(Disk {
+            source,
+            read_only,
+            pmem: disk.boolean("pmem")?.unwrap_or(false),
+        });
     }
     Ok(disks)
 }

@@ -111,6 +111,8 @@ pub struct Disk {
     pub source: Source,
     /// The guest cannot write to it.
     pub read_only: bool,
+    /// The guest has it as persistent memory (`/dev/pmem0`) and not as a disk: guests with the same image share its pages.
+    pub pmem: bool,
 }
 
 /// Where an image comes from.

@@ -309,3 +309,20 @@ fn a_guest_boots_from_its_own_disk_if_it_has_one_and_names_no_initrd() {
         .to_string();
     assert!(error.contains("leave 'initrd' out"), "{error}");
 }
+
+#[test]
+fn an_image_is_a_disk_or_memory() {
+    let disk = |rest: &str| {
+        let text =
+            format!("{GOOD}[[guest.disk]]\nsource = \"flash:guest/x\"\nread-only = true\n{rest}");
+        parse(&text)
+            .guests
+            .remove(0)
+            .config
+            .unwrap()
+            .disks
+            .remove(0)
+    };
+    assert!(!disk("").pmem);
+    assert!(disk("pmem = true").pmem);
+}

@@ -171,6 +171,7 @@ fn configuration<'t>(
     let drives: Vec<_> = images
         .drives
         .iter()
+        .filter(|drive| !drive.pmem)
         .enumerate()
         .map(|(index, drive)| {
             json!({
@@ -178,6 +179,19 @@ fn configuration<'t>(
                 "path_on_host": drive.path,
                 "is_root_device": false,
                 "is_read_only": drive.read_only,
+            })
+        })
+        .collect();
+    let pmem: Vec<_> = images
+        .drives
+        .iter()
+        .filter(|drive| drive.pmem)
+        .enumerate()
+        .map(|(index, drive)| {
+            json!({
+                "id": format!("pmem{index}"),
+                "path_on_host": drive.path,
+                "read_only": drive.read_only,
             })
         })
         .collect();
@@ -191,6 +205,7 @@ fn configuration<'t>(
     let mut configuration = json!({
         "boot-source": boot,
         "drives": drives,
+        "pmem": pmem,
         "machine-config": { "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib },
         "entropy": {},
     });
