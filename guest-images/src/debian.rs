@@ -79,13 +79,14 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 6] = [
+const FILES: [RecipeFile; 7] = [
     recipe!("etc/default/locale", "locale"),
     recipe!("etc/fstab", "fstab"),
     recipe!("etc/hostname", "hostname"),
     recipe!("etc/hosts", "hosts"),
     recipe!("etc/issue", "issue"),
     recipe!("etc/systemd/network/80-wired.network", "wired.network"),
+    recipe!("etc/systemd/system.conf.d/patience.conf", "patience.conf"),
 ];
 
 /// Where packages come from, and where to work.
