@@ -14,6 +14,7 @@ use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::logger::chain;
 use crate::stats::VcpuStats;
+use crate::virtio::Handles;
 
 /// Most bytes of one line: the longest action is a tenth of it.
 const MAX_LINE: usize = 512;
@@ -26,6 +27,7 @@ enum Action {
     Stop,
     Stats,
     RenewGenerationId,
+    Resize { columns: u16, rows: u16 },
 }
 
 /// What actions act on.
@@ -34,6 +36,8 @@ pub struct Targets {
     pub ged: Arc<Mutex<Ged>>,
     /// Tells the guest that it is another one now.
     pub generation_id: GenerationId,
+    /// What the host can do with virtio devices.
+    pub handles: Handles,
     /// Ends the run.
     pub latch: Arc<ExitLatch>,
     /// Counters to answer with.
@@ -104,6 +108,7 @@ impl Control {
         let Targets {
             ged,
             generation_id,
+            handles,
             latch,
             vcpus,
             events,
@@ -125,6 +130,14 @@ impl Control {
                     log::error!("The guest keeps its generation ID: {}", chain(&error));
                 }
             }
+            Ok(Action::Resize { columns, rows }) => match &handles.resizer {
+                Some(resizer) => {
+                    if let Err(error) = resizer.resize(columns, rows) {
+                        log::error!("The console cannot be resized: {error}");
+                    }
+                }
+                None => log::warn!("The guest has no virtio console to resize"),
+            },
             Err(error) => log::warn!("A control line is ignored: {error}"),
         }
     }
@@ -185,6 +198,7 @@ mod tests {
                     )
                     .unwrap(),
                     ged,
+                    handles: Handles::default(),
                     latch,
                     vcpus: Vec::new(),
                     events,

@@ -127,7 +127,8 @@ impl Machine {
 
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
-        let devices = virtio::make(config)?;
+        let output = platform::output()?;
+        let (devices, handles) = virtio::make(config, &output)?;
         let line = cmdline::complete(config, places.mmio())?;
         let memory = Arc::new(memory::allocate(config.memory)?);
         let announced = if cmdline::acpi_is_off(&line) {
@@ -143,7 +144,9 @@ impl Machine {
         let regions: Vec<_> = devices.iter().filter_map(|made| made.region).collect();
         vm.add_regions(&memory, &regions)?;
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
-        let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink)?;
+        let taken = config.console.as_ref().is_some_and(|console| console.stdio);
+        let input = platform::serial_input(taken)?;
+        let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink, &output, input)?;
         let workers = match &places {
             Places::Mmio(places) => virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places)?,
             Places::Pci(windows) => {
@@ -175,6 +178,7 @@ impl Machine {
                 Targets {
                     ged: platform.ged,
                     generation_id: platform.generation_id,
+                    handles,
                     latch: latch.clone(),
                     // A kernel before 5.14 has none to offer.
                     vcpus: vcpus
@@ -194,7 +198,7 @@ impl Machine {
             events,
             event_loop,
             device_threads,
-            output: platform.output,
+            output,
         })
     }
 

@@ -52,8 +52,6 @@ impl From<BusError> for PlatformError {
 pub struct Platform {
     /// Feeds the serial port.
     pub serial_input: SerialInput,
-    /// Where the serial port's output goes.
-    pub output: Output,
     /// Presses the power button.
     pub ged: Arc<Mutex<Ged>>,
     /// Tells the guest that it is another one now.
@@ -62,13 +60,15 @@ pub struct Platform {
     pub watchdog: WatchdogTimer,
 }
 
-/// Puts the devices on the buses.
+/// Puts the devices on the buses. The serial port prints to `output` and reads from `input`.
 pub fn build(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     ports: &mut Bus,
     mmio: &mut Bus,
     sink: &EventSink,
+    output: &Output,
+    input: File,
 ) -> Result<Platform, PlatformError> {
     let line = |irq| {
         vm.interrupt_line(irq)
@@ -76,14 +76,10 @@ pub fn build(
             .map_err(PlatformError::Interrupt)
     };
 
-    let output = duplicate(&io::stdout())
-        .and_then(Output::new)
-        .map_err(PlatformError::Serial)?;
     let serial = Serial::new(line(serial::COM1_IRQ)?, Box::new(output.clone()))
         .map_err(PlatformError::Serial)?;
     let serial = Arc::new(Mutex::new(serial));
     ports.insert(serial::COM1_PORT, serial::LEN, serial.clone())?;
-    let input = duplicate(&io::stdin()).map_err(PlatformError::Serial)?;
     let serial_input = SerialInput::new(serial, input).map_err(PlatformError::Serial)?;
 
     ports.insert(rtc::PORT, rtc::LEN, Arc::new(Mutex::new(Rtc::new())))?;
@@ -110,15 +106,31 @@ pub fn build(
     mmio.insert(boot_timer::MMIO_BASE, boot_timer::LEN, timer)?;
     Ok(Platform {
         serial_input,
-        output,
         ged,
         generation_id,
         watchdog: WatchdogTimer::new(watchdog),
     })
 }
 
+/// Where the guest prints to: standard output.
+pub fn output() -> Result<Output, PlatformError> {
+    duplicate(&io::stdout())
+        .and_then(Output::new)
+        .map_err(PlatformError::Serial)
+}
+
+/// What is typed into the serial port: standard input, unless somebody else has it.
+pub fn serial_input(taken: bool) -> Result<File, PlatformError> {
+    let input = if taken {
+        File::open("/dev/null")
+    } else {
+        duplicate(&io::stdin())
+    };
+    input.map_err(PlatformError::Serial)
+}
+
 /// A file of our own for a standard stream, without the standard library's buffer and lock.
-fn duplicate(stream: &impl AsFd) -> io::Result<File> {
+pub fn duplicate(stream: &impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 

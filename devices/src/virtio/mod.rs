@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod device;
 #[cfg(test)]
 mod driver_tests;

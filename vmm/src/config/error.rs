@@ -38,6 +38,14 @@ pub enum ConfigError {
     OddThreads { vcpus: u8 },
     #[error("Cannot have pmem device \"{id}\": {reason}")]
     Pmem { id: String, reason: &'static str },
+    #[error("console has {count} ports, permitted are 1 to {max}")]
+    ConsolePorts { count: usize, max: usize },
+    #[error(
+        "console.ports.name is \"{name}\", permitted are 1 to {max} letters, digits, \".\", \"_\" and \"-\""
+    )]
+    BadPortName { name: String, max: usize },
+    #[error("Two console ports are named \"{name}\"")]
+    DuplicatePort { name: String },
     #[error("{field} is empty")]
     Empty { field: &'static str },
     #[error("{what} is not supported yet: remove it from the configuration")]

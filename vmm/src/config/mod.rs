@@ -4,6 +4,7 @@
 //! requests.
 
 mod boot;
+mod console;
 mod cpu;
 mod drive;
 mod error;
@@ -15,6 +16,7 @@ mod rate_limiter;
 mod vsock;
 
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
+pub use console::{ConsoleConfig, ConsolePort};
 pub use cpu::{CpuConfig, CpuTemplate};
 pub use drive::{DiskFormat, DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
@@ -45,6 +47,8 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces, in the order in which the guest sees them.
     pub net: Vec<NetConfig>,
+    /// The console device, if the guest has one.
+    pub console: Option<ConsoleConfig>,
     /// The socket device, if the guest has one.
     pub vsock: Option<VsockConfig>,
     /// Files in the guest's address space, in the order in which it sees them.
@@ -56,7 +60,11 @@ pub struct VmConfig {
 impl VmConfig {
     /// How many virtio devices the guest has.
     pub fn virtio_devices(&self) -> usize {
-        let single = [self.vsock.is_some(), self.entropy.is_some()];
+        let single = [
+            self.vsock.is_some(),
+            self.entropy.is_some(),
+            self.console.is_some(),
+        ];
         let single = single.into_iter().filter(|there| *there).count();
         self.drives.len() + self.net.len() + self.pmem.len() + single
     }
@@ -70,6 +78,9 @@ impl VmConfig {
                 devices,
                 max: MAX_VIRTIO_DEVICES,
             });
+        }
+        if let Some(console) = &self.console {
+            console.check()?;
         }
         if let Some(vsock) = &self.vsock {
             vsock.check()?;

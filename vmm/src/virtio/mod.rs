@@ -1,6 +1,7 @@
 //! The guest's virtio devices: made from the configuration, placed on PCI or MMIO, connected to KVM.
 
 mod block;
+mod console;
 mod net;
 pub mod pmem;
 mod tap;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use devices::bus::{Bus, BusError};
 use devices::pci::{PciBus, SlotError};
 use devices::rate_limiter::RateLimiter;
+use devices::virtio::console::Resizer;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
@@ -23,6 +25,7 @@ use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{RateLimiterConfig, VmConfig};
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
+use crate::output::Output;
 use crate::pci::PciWindows;
 use crate::vm::{Vm, VmError};
 
@@ -78,6 +81,18 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot make the console")]
+    Console(#[source] io::Error),
+    #[error(
+        "Cannot serve console port \"{name}\" at {path}: the folder must exist, and the socket must not",
+        path = .path.display()
+    )]
+    PortSocket {
+        name: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),
     #[error("Cannot make the events of virtio device {index}")]
@@ -116,6 +131,7 @@ impl VirtioError {
                 | Self::Pmem { .. }
                 | Self::OpenTap { .. }
                 | Self::Socket(_)
+                | Self::PortSocket { .. }
                 | Self::TooFewLines { .. }
         )
     }
@@ -151,9 +167,17 @@ impl Made {
     }
 }
 
-/// Makes the devices of `config`, drives first: the order in which the guest numbers them.
-pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
+/// What the host can do with devices from outside.
+#[derive(Default)]
+pub struct Handles {
+    /// Tells the console its size.
+    pub resizer: Option<Resizer>,
+}
+
+/// Makes the devices of `config`, drives first: the order in which the guest numbers them. A terminal prints to `output`.
+pub fn make(config: &VmConfig, output: &Output) -> Result<(Vec<Made>, Handles), VirtioError> {
     let mut devices = Vec::new();
+    let mut handles = Handles::default();
     for drive in &config.drives {
         devices.push(Made::new(block::make(drive, config.vcpus)?, Thread::Own));
     }
@@ -176,8 +200,13 @@ pub fn make(config: &VmConfig) -> Result<Vec<Made>, VirtioError> {
         let rng = Rng::limited(rate_limiter(limits)?);
         devices.push(Made::new(rng, Thread::Shared));
     }
+    if let Some(config) = &config.console {
+        let console = console::make(config, output)?;
+        handles.resizer = Some(console.resizer());
+        devices.push(Made::new(console, Thread::Shared));
+    }
     debug_assert_eq!(devices.len(), config.virtio_devices());
-    Ok(devices)
+    Ok((devices, handles))
 }
 
 fn rate_limiter(limits: RateLimiterConfig) -> Result<RateLimiter, VirtioError> {

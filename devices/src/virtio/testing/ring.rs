@@ -14,7 +14,7 @@ pub const BUFFERS: u64 = 0x2_0000;
 /// Bytes between the buffers of two queues.
 pub const BUFFER_STRIDE: u64 = 0x1_0000;
 /// Where the ring of queue 0 lies; that of queue `n` is `n` times [`RING_STRIDE`] above.
-pub const RINGS: u64 = 0x1_0000;
+pub const RINGS: u64 = 0x8000;
 /// Bytes set aside for one queue's rings.
 pub const RING_STRIDE: u64 = 0x4000;
 
@@ -172,6 +172,12 @@ impl GuestRing {
             len,
             writable,
         }
+    }
+
+    /// Forgets all buffers: their memory is given out again.
+    pub fn reuse_buffers(&mut self) {
+        let index = (self.base - RINGS) / RING_STRIDE;
+        self.next_buffer = BUFFERS + index * BUFFER_STRIDE;
     }
 
     /// A new buffer of `data` for the device to read.

@@ -4,6 +4,7 @@
 //! something. Added key of ours: `boot-source.boot_protocol` (`"auto"`, `"pvh"`, `"linux64"`, `"multiboot"`).
 
 mod boot_source;
+mod console;
 mod drive;
 mod machine_config;
 mod network_interfaces;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::boot_source::BootSource;
+use self::console::Console;
 use self::drive::Drive;
 use self::machine_config::MachineConfig;
 use self::network_interfaces::NetworkInterface;
@@ -95,6 +97,7 @@ struct ConfigFile {
     #[serde(default)]
     network_interfaces: Vec<NetworkInterface>,
     vsock: Option<Vsock>,
+    console: Option<Console>,
     balloon: Option<Value>,
     mmds_config: Option<Value>,
     metrics: Option<Value>,
@@ -183,6 +186,7 @@ impl TryFrom<ConfigFile> for Loaded {
             boot: file.boot_source.check()?,
             pci: false,
             drives,
+            console: file.console.map(Into::into),
             vsock: file.vsock.map(Into::into),
             net: file
                 .network_interfaces

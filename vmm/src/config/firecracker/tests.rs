@@ -330,6 +330,34 @@ fn templates_and_threads_are_understood() {
 }
 
 #[test]
+fn console_ports_have_names_of_their_own() {
+    let port = |name: &str| format!(r#"{{"name": "{name}", "path": "/run/{name}"}}"#);
+    let console = |ports: &[String]| {
+        with(&format!(
+            r#""console": {{"stdio": false, "ports": [{}]}}"#,
+            ports.join(",")
+        ))
+    };
+    let vm = console(&[port("org.example.0"), port("b")]).unwrap().vm;
+    assert_eq!(vm.console.unwrap().ports[1].name, "b");
+    for (ports, why) in [
+        (vec![], "console has 0 ports, permitted are 1 to 16"),
+        (
+            vec![port("a"), port("a")],
+            "Two console ports are named \"a\"",
+        ),
+        (vec![port("a b")], "console.ports.name is \"a b\""),
+        (
+            (0..17).map(|i| port(&i.to_string())).collect(),
+            "has 17 ports",
+        ),
+    ] {
+        let text = console(&ports).unwrap_err().to_string();
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+#[test]
 fn two_drives_of_one_name_are_refused() {
     let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
     let other = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "y"}"#;

@@ -1,0 +1,154 @@
+//! One port: two queues and the host's end.
+
+use super::super::chain::Chain;
+use super::super::device::Progress;
+use super::super::queue::{QueueError, Virtqueue};
+use super::host::{Input, Link};
+
+/// Most bytes that wait on the host's side, each way.
+const BUFFER: usize = 4096;
+/// Buffers of one turn, each way.
+const TURN: usize = 64;
+
+/// A port of the console device.
+pub(super) struct Port {
+    pub(super) name: String,
+    /// The driver makes a terminal of it. Its driver waits, spinning, until its output is taken: so that always is.
+    pub(super) console: bool,
+    pub(super) link: Link,
+    pub(super) receive: Option<Virtqueue>,
+    pub(super) transmit: Option<Virtqueue>,
+    /// The driver has it open.
+    pub(super) open: bool,
+    /// Input the guest has not taken yet.
+    input: Vec<u8>,
+    /// Output the host has not taken yet, of the request in `pending`.
+    output: Vec<u8>,
+    pending: Option<Chain>,
+    chain: Chain,
+}
+
+impl Port {
+    pub(super) fn new(name: String, console: bool, link: Link) -> Self {
+        Self {
+            name,
+            console,
+            link,
+            receive: None,
+            transmit: None,
+            open: false,
+            input: Vec::new(),
+            output: Vec::new(),
+            pending: None,
+            chain: Chain::new(),
+        }
+    }
+
+    /// Moves bytes both ways as far as they go.
+    pub(super) fn pump(&mut self) -> Result<Progress, QueueError> {
+        let input = self.pump_input()?;
+        let output = self.pump_output()?;
+        let may_read = self.input.is_empty();
+        self.link.watch(may_read, !self.output.is_empty());
+        Ok(if input || output {
+            Progress::More
+        } else {
+            Progress::Idle
+        })
+    }
+
+    /// From the host to the guest. `true` where a turn was not enough.
+    fn pump_input(&mut self) -> Result<bool, QueueError> {
+        let mut completed = false;
+        let mut left = TURN;
+        while left > 0 {
+            if self.input.is_empty() {
+                self.input.resize(BUFFER, 0);
+                match self.link.read(&mut self.input) {
+                    Input::Bytes(length) => self.input.truncate(length),
+                    Input::Nothing => {
+                        self.input.clear();
+                        break;
+                    }
+                }
+            }
+            let (true, Some(queue)) = (self.open, &mut self.receive) else {
+                break;
+            };
+            if !queue.pop(&mut self.chain)? {
+                break;
+            }
+            let memory = queue.memory().clone();
+            let room = usize::try_from(self.chain.writable.len()).unwrap_or(usize::MAX);
+            let length = room.min(self.input.len());
+            self.chain.writable.write(&memory, &self.input[..length])?;
+            queue.complete(self.chain.head(), u32::try_from(length).unwrap_or(0))?;
+            self.input.drain(..length);
+            completed = true;
+            left -= 1;
+        }
+        if let (true, Some(queue)) = (completed, &mut self.receive) {
+            queue.signal_used()?;
+        }
+        Ok(left == 0)
+    }
+
+    /// From the guest to the host. `true` where a turn was not enough.
+    fn pump_output(&mut self) -> Result<bool, QueueError> {
+        let Some(queue) = &mut self.transmit else {
+            return Ok(false);
+        };
+        let memory = queue.memory().clone();
+        let mut completed = false;
+        let mut left = TURN;
+        while left > 0 {
+            if !self.output.is_empty() {
+                let written = self.link.write(&self.output);
+                self.output.drain(..written);
+                if self.console {
+                    self.output.clear();
+                }
+                if !self.output.is_empty() {
+                    break;
+                }
+            }
+            let mut chain = match self.pending.take() {
+                Some(chain) => chain,
+                None => {
+                    let mut chain = std::mem::take(&mut self.chain);
+                    if !queue.pop(&mut chain)? {
+                        self.chain = chain;
+                        break;
+                    }
+                    chain
+                }
+            };
+            let length = usize::try_from(chain.readable.len()).unwrap_or(usize::MAX);
+            if length == 0 {
+                queue.complete(chain.head(), 0)?;
+                self.chain = chain;
+                completed = true;
+            } else {
+                self.output.resize(length.min(BUFFER), 0);
+                chain.readable.read(&memory, &mut self.output)?;
+                self.pending = Some(chain);
+            }
+            left -= 1;
+        }
+        if completed {
+            queue.signal_used()?;
+        }
+        Ok(left == 0)
+    }
+
+    /// Gives back what is in flight: output that the host does not take at once is lost.
+    pub(super) fn stop_transmit(&mut self) -> Option<Virtqueue> {
+        let mut queue = self.transmit.take()?;
+        self.output.clear();
+        if let Some(chain) = self.pending.take() {
+            // The queue's memory was good a moment ago; if it is not now, nobody is there to be told.
+            let _ = queue.complete(chain.head(), 0);
+        }
+        Some(queue)
+    }
+}
