@@ -10,6 +10,7 @@ name = "on-disk"
 
 [[guest]]
 name = "pocket"
+vcpus = 4
 memory = "96M"
 kernel = "disk:kernel"
 cmdline = "console=ttyS0 quiet root=/dev/vda ro"
@@ -21,7 +22,9 @@ read-only = true
 
 [[guest]]
 name = "writer"
+vcpus = 2
 memory = "64M"
+transport = "mmio"
 kernel = "disk:kernel"
 cmdline = "console=ttyS0 quiet root=/dev/vda ro"
 ready = { console = "pocket login:" }
@@ -32,6 +35,18 @@ read-only = true
 
 [[guest.disk]]
 source = "disk:spare.img"
+
+[[guest]]
+name = "third"
+vcpus = 3
+memory = "64M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = { console = "pocket login:" }
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
 
 [[guest]]
 name = "thief"
@@ -71,6 +86,7 @@ fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<
     machine.console.expect_all(&[
         "daruma: pocket: ready: ",
         "daruma: writer: ready: ",
+        "daruma: third: ready: ",
         "daruma: thief: failed: ",
     ])?;
 
@@ -83,9 +99,12 @@ fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<
             .replace('\n', " ")
             .as_str(),
     )?;
-    machine
-        .console
-        .expect_all(&["daruma: pocket: stopped", "daruma: writer: stopped"])?;
+    // Guests on PCI and on MMIO, with several vCPUs each, hear of it by their power buttons.
+    machine.console.expect_all(&[
+        "daruma: pocket: stopped",
+        "daruma: writer: stopped",
+        "daruma: third: stopped",
+    ])?;
     let (status, _) = machine.wait_off()?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())
