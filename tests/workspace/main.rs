@@ -38,8 +38,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),
     ("guest-images", &["firmware-glue"]),
+    ("boot-entry", &[]),
     ("web", &[]),
-    ("host", &["vmm", "firmware-glue"]),
+    ("host", &["vmm", "firmware-glue", "boot-entry"]),
     (
         "tests",
         &["firmware-glue", "guest-images", "host", "vmm", "devices"],
