@@ -84,8 +84,15 @@ pub fn monotonic_us() -> u64 {
         + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
 }
 
+/// Waits until the console has said everything: what is still in the terminal's buffer is lost when the machine goes off.
+fn drain_console() {
+    // SAFETY: tcdrain(3) takes a number.
+    unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
+}
+
 /// Powers the machine off, or resets it where that is impossible.
 pub fn power_off() -> ! {
+    drain_console();
     for command in [libc::RB_POWER_OFF, libc::RB_AUTOBOOT] {
         // SAFETY: reboot(2) with a plain command takes no pointer.
         unsafe { libc::reboot(command) };
