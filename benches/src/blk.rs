@@ -13,7 +13,7 @@
 //! `null-co`). What is left of the cost after that share is the host's: KVM's exits and interrupts, the VMM, the file.
 //! That the guest goes idle and wakes up more often because a VMM is slow counts as that VMM's doing.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::laboratory::{Laboratory, Samples};
 use crate::metric::{Clock, Metric};
@@ -30,8 +30,9 @@ const FREE_DISK: [&str; 4] = [
 pub const OURS: [(&str, &str); 2] = [("daruma", ""), ("daruma-pci", ".pci")];
 
 /// The peer's machine types.
-pub const PEERS: [(&str, &str); 2] = [
+pub const PEERS: [(&str, &str); 3] = [
     ("qemu-microvm+io_uring", "microvm"),
+    ("qemu-microvm-pci+io_uring", "microvm-pci"),
     ("qemu-q35+io_uring", "q35"),
 ];
 
@@ -140,19 +141,20 @@ fn compare(
     goal: impl Fn(Metric, f64) -> Metric,
     better: fn(f64, f64) -> f64,
 ) -> Result<Vec<Metric>> {
-    let peers = PEERS
+    // Not every machine type of the peer works on every host.
+    let peers: Vec<(&str, f64)> = PEERS
         .iter()
-        .map(|(vmm, _)| value(vmm))
-        .collect::<Result<Vec<_>>>()?;
-    let best = peers.iter().copied().reduce(better).unwrap_or(f64::NAN);
+        .filter_map(|(vmm, kind)| Some((*kind, value(vmm).ok()?)))
+        .collect();
+    let best = peers.iter().map(|(_, value)| *value).reduce(better);
+    let best = best.with_context(|| format!("No machine type of the peer gave {name}"))?;
     OURS.iter()
         .map(|(vmm, suffix)| {
             let own = Metric::new(format!("{name}{suffix}"), value(vmm)?, unit, Clock::Virtual);
             // `qemu` is its best machine type for this number; the others are told by their names.
-            let metric = PEERS
+            let metric = peers
                 .iter()
-                .zip(&peers)
-                .fold(own.peer("qemu", best), |metric, ((_, kind), peer)| {
+                .fold(own.peer("qemu", best), |metric, (kind, peer)| {
                     metric.peer(&format!("qemu-{kind}"), *peer)
                 });
             Ok(goal(metric, best))

@@ -7,6 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -45,6 +48,8 @@ pub enum Vmm {
 pub enum Machine {
     /// The leanest: virtio on MMIO.
     Microvm,
+    /// The same with virtio on PCI Express.
+    MicrovmPci,
     /// A PC with PCI Express.
     Q35,
 }
@@ -91,7 +96,14 @@ pub struct Running {
     /// When it was started, in microseconds.
     pub start: u64,
     memory: u64,
+    /// Closed when the VMM has ended in time.
+    patience: Sender<()>,
+    /// The VMM was ended because it took too long.
+    hung: Arc<AtomicBool>,
 }
+
+/// Virtual time after which a guest hangs: the longest work takes a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Counters of KVM by their names.
 pub type Counters = BTreeMap<String, u64>;
@@ -109,6 +121,7 @@ impl Vmm {
             } => {
                 let machine = match machine {
                     Machine::Microvm => "microvm",
+                    Machine::MicrovmPci => "microvm-pci",
                     Machine::Q35 => "q35",
                 };
                 let thread = if iothread { "+iothread" } else { "" };
@@ -152,6 +165,7 @@ impl Vmm {
             Some((ours, _theirs)) => ours,
             None => connect(&mut child)?,
         };
+        let (patience, hung) = limit(child.id());
         let input = child.stdin.take().context("No standard input")?;
         let output = child.stdout.take().context("No standard output")?;
         Ok(Running {
@@ -162,8 +176,29 @@ impl Vmm {
             vmm: self,
             start,
             memory: guest.memory,
+            patience,
+            hung,
         })
     }
+}
+
+/// Ends process `pid` after [`PATIENCE`], unless the sender is gone by then.
+#[expect(
+    unsafe_code,
+    reason = "std kills only by a handle that another thread has"
+)]
+fn limit(pid: u32) -> (Sender<()>, Arc<AtomicBool>) {
+    let (patience, ended) = mpsc::channel();
+    let hung = Arc::new(AtomicBool::new(false));
+    let flag = hung.clone();
+    thread::spawn(move || {
+        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            flag.store(true, Ordering::Relaxed);
+            // SAFETY: kill(2) takes two numbers; the process is not waited for before the sender is gone.
+            unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+        }
+    });
+    (patience, hung)
 }
 
 /// The peer's monitor appears a moment after its process.
@@ -220,7 +255,11 @@ fn qemu(guest: &Guest, machine: Machine, aio: &str, iothread: bool) -> Command {
             "microvm,x-option-roms=off,isa-serial=on,rtc=on,acpi=off",
             "device",
         ),
-        Machine::Q35 => ("q35,vmport=off,hpet=off,sata=off,smbus=off", "pci"),
+        Machine::MicrovmPci => (
+            "microvm,x-option-roms=off,isa-serial=on,rtc=on,acpi=on,pcie=on",
+            "pci",
+        ),
+        Machine::Q35 => ("q35,smm=off,vmport=off,hpet=off,sata=off,smbus=off", "pci"),
     };
     let mut command = Command::new("/peer/lib/ld-linux-x86-64.so.2");
     command
@@ -311,6 +350,9 @@ impl Running {
     pub fn line(&mut self) -> Result<Option<String>> {
         let mut line = Vec::new();
         if self.output.read_until(b'\n', &mut line)? == 0 {
+            if self.hung.load(Ordering::Relaxed) {
+                bail!("The guest hung");
+            }
             return Ok(None);
         }
         Ok(Some(String::from_utf8_lossy(&line).trim().to_owned()))
@@ -382,6 +424,7 @@ impl Running {
 
     /// Ends the VMM and its guest.
     pub fn end(mut self) -> Result<()> {
+        drop(self.patience);
         self.child.kill()?;
         self.child.wait()?;
         // The kernel gives an io_uring's files, and the locks on them, back only after the process has ended.
