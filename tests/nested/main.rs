@@ -3,6 +3,7 @@
 mod bad_guests;
 mod bad_roms;
 mod default_machine;
+mod disks;
 mod loaders;
 mod network;
 mod stock_kernels;

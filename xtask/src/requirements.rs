@@ -48,11 +48,16 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 17] = [
+const ALWAYS: [Requirement; 18] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
         "is the machine the ROM boots in",
+    ),
+    program(
+        "qemu-img",
+        "qemu-utils",
+        "makes and checks the disk images of tests",
     ),
     program("gcc", "gcc", KERNEL),
     program("make", "make", KERNEL),
