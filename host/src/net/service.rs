@@ -273,6 +273,7 @@ impl Service {
             Token::Links => {
                 self.monitor.drain();
                 self.look();
+                self.forget();
                 self.change(now);
                 return;
             }
@@ -301,6 +302,16 @@ impl Service {
         for (mac, address) in given.into_iter().flatten() {
             if let Some(card) = self.plan.cards.iter().position(|card| card.mac == mac) {
                 self.learn(card, address, now);
+            }
+        }
+    }
+
+    /// A guest whose VMM is gone has no address: who asks for its ports is refused at once, and nothing for it is sent
+    /// out to the wire in the hope that somebody there knows it.
+    fn forget(&mut self) {
+        for (tap, address) in self.taps.iter().zip(&mut self.addresses) {
+            if address.is_some() && !links::find(tap).is_some_and(|link| link.carrier) {
+                *address = None;
             }
         }
     }
