@@ -13,7 +13,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::QueueError;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory, GuestSlice};
 
 /// The most pieces one system call takes (`IOV_MAX`), less those of our own before and after them.
 pub const MAX_PIECES: usize = 1024 - 2;
@@ -80,7 +80,9 @@ impl GuestVectors {
 
     /// Removes all pieces.
     pub fn clear(&mut self) {
-        self.drop_front(self.pieces());
+        self.vectors.truncate(1);
+        self.addresses.clear();
+        self.len = 0;
     }
 
     /// Removes the first `pieces`.
@@ -126,20 +128,31 @@ impl GuestVectors {
 
     /// Adds `ranges` of guest memory at the end.
     pub fn push(&mut self, ranges: &[(GuestAddress, u32)]) -> Result<(), QueueError> {
+        // A copy of the handle, since a slice borrows the memory and not this value.
+        let memory = Arc::clone(&self.memory);
         for &(mut address, len) in ranges {
-            for slice in GuestMemoryBackend::get_slices(&*self.memory, address, len as usize) {
+            if let Some(slice) = memory::contiguous(&memory, address, len as usize) {
+                self.push_slice(address, &slice);
+                continue;
+            }
+            for slice in GuestMemoryBackend::get_slices(&*memory, address, len as usize) {
                 let slice = slice.map_err(QueueError::Memory)?;
-                self.vectors.push(iovec {
-                    // The guard only does something for memory of Xen's.
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
-                self.addresses.push(address);
-                self.len += slice.len();
+                self.push_slice(address, &slice);
                 address = address.unchecked_add(slice.len() as u64);
             }
         }
         Ok(())
+    }
+
+    #[inline]
+    fn push_slice(&mut self, address: GuestAddress, slice: &GuestSlice<'_>) {
+        self.vectors.push(iovec {
+            // The guard only does something for memory of Xen's.
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        });
+        self.addresses.push(address);
+        self.len += slice.len();
     }
 
     fn count(&self) -> c_int {
