@@ -32,7 +32,14 @@ pub fn work(vmm: Vmm, guest: &Guest, mut report: impl FnMut(Value)) -> Result<()
         running.event("boot-timer")?;
     }
     let mut before = Counters::new();
-    while let Some(line) = running.line()? {
+    loop {
+        let line = running
+            .line()?
+            .context("The VMM ended in the middle of the work")?;
+        if line.contains("@end") {
+            // Not every machine type of the peer can be switched off by its guest.
+            return running.end();
+        }
         if line.contains("@ready") {
             before = running.counters()?;
             running.go()?;
@@ -46,7 +53,6 @@ pub fn work(vmm: Vmm, guest: &Guest, mut report: impl FnMut(Value)) -> Result<()
             bail!("The guest's work failed: {error}");
         }
     }
-    running.end()
 }
 
 /// What has been counted between two looks, without what stood still.

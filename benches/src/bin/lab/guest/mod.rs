@@ -1,7 +1,8 @@
 //! The guest's side: says that an init was reached, then does the work that its command line names.
 //!
 //! Work is a list of phases. Before a phase the guest says `@ready <phase>` on its console and waits for a line, so
-//! that the laboratory can look at its counters; after it, `@done <JSON>`. With the word `alone` it waits for nobody.
+//! that the laboratory can look at its counters; after it, `@done <JSON>`; after the last, `@end`. With the word `alone`
+//! it waits for nobody.
 
 mod aio;
 mod blk;
@@ -31,8 +32,9 @@ pub fn main() -> ! {
         let _ = console.write_all(MARKER.as_bytes());
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Err(error) = work(&words) {
-        println!("@error {error:#}");
+    match work(&words) {
+        Ok(()) => println!("@end"),
+        Err(error) => println!("@error {error:#}"),
     }
     if words.iter().any(|word| word == "stay") {
         loop {
