@@ -1,5 +1,7 @@
 //! The type of guest memory all devices work on.
 
+pub mod discard;
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 

@@ -28,6 +28,7 @@ enum Action {
     Stats,
     RenewGenerationId,
     Resize { columns: u16, rows: u16 },
+    Balloon { amount_mib: u32 },
 }
 
 /// What actions act on.
@@ -138,6 +139,14 @@ impl Control {
                 }
                 None => log::warn!("The guest has no virtio console to resize"),
             },
+            Ok(Action::Balloon { amount_mib }) => match &handles.inflater {
+                Some(inflater) => {
+                    if let Err(error) = inflater.set(amount_mib) {
+                        log::error!("The balloon keeps its size: {}", chain(&error));
+                    }
+                }
+                None => log::warn!("The guest has no balloon"),
+            },
             Err(error) => log::warn!("A control line is ignored: {error}"),
         }
     }
@@ -164,8 +173,11 @@ impl MutEventSubscriber for Control {
 mod tests {
     use super::*;
     use crate::clock::StartTime;
+    use crate::config::{BalloonConfig, MemorySize};
     use crate::memory::testing::ram;
+    use crate::virtio::balloon;
     use devices::bus::MutBusDevice;
+    use devices::virtio::device::VirtioDevice;
     use std::io::Write;
     use vm_memory::GuestAddress;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -265,6 +277,25 @@ mod tests {
         world.parent.write_all(action).unwrap();
         world.control.pump();
         assert_eq!(event_register(&world), GedEvent::GenerationId as u8);
+    }
+
+    #[test]
+    fn the_balloon_gets_the_size_that_fits_into_the_guest() {
+        let mut world = world();
+        let config = BalloonConfig::default();
+        let memory = MemorySize::from_mib("m", 64).unwrap();
+        let events = &world.control.targets.events;
+        let (mut device, inflater) = balloon::make(&config, memory, events).unwrap();
+        world.control.targets.handles.inflater = Some(inflater);
+        for (amount, expected) in [(64, 64), (65, 64), (3, 3)] {
+            let action = format!("{{\"action\":\"balloon\",\"amount_mib\":{amount}}}\n");
+            world.parent.write_all(action.as_bytes()).unwrap();
+            world.control.pump();
+            let _ = device.wake(0).unwrap();
+            let mut pages = [0; 4];
+            device.read_config(0, &mut pages);
+            assert_eq!(u32::from_le_bytes(pages), expected * 256);
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What the VMM tells its parent on the control socket: JSON lines.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
+use devices::virtio::balloon::{Statistics, TAGS};
 use serde::Serialize;
 
 use crate::clock::StartTime;
@@ -19,7 +21,40 @@ enum Event<'a> {
     Panicked,
     CrashLoaded,
     Stats { vcpus: Vec<Counters> },
+    BalloonStatistics(Balloon),
     Exit { reason: &'a str, message: String },
+}
+
+/// A balloon, and the guest's memory as the guest sees it: by Firecracker's names, in bytes where nothing else is said.
+#[derive(Debug, Serialize)]
+struct Balloon {
+    target_pages: u32,
+    actual_pages: u32,
+    target_mib: u32,
+    actual_mib: u32,
+    /// Ours: pages that went back to the host, and those that the guest had no right to give.
+    discarded_pages: u64,
+    refused_pages: u64,
+    #[serde(flatten)]
+    guest: BTreeMap<&'static str, u64>,
+}
+
+impl From<&Statistics> for Balloon {
+    fn from(statistics: &Statistics) -> Self {
+        const PAGES_PER_MIB: u32 = 256;
+        let values = TAGS.into_iter().zip(statistics.guest);
+        Self {
+            target_pages: statistics.target_pages,
+            actual_pages: statistics.actual_pages,
+            target_mib: statistics.target_pages / PAGES_PER_MIB,
+            actual_mib: statistics.actual_pages / PAGES_PER_MIB,
+            discarded_pages: statistics.discarded_pages,
+            refused_pages: statistics.refused_pages,
+            guest: values
+                .filter_map(|(name, value)| Some((name, value?)))
+                .collect(),
+        }
+    }
 }
 
 /// Tells the parent what happens. Without a socket it does nothing.
@@ -65,6 +100,11 @@ impl Events {
     /// KVM's counters of each vCPU.
     pub fn stats(&self, vcpus: Vec<Counters>) {
         self.send(&Event::Stats { vcpus });
+    }
+
+    /// What the guest says of its memory.
+    pub fn balloon_statistics(&self, statistics: &Statistics) {
+        self.send(&Event::BalloonStatistics(statistics.into()));
     }
 
     /// The guest's run has ended.
@@ -141,6 +181,30 @@ mod tests {
         assert_eq!(lines[2]["event"], "exit");
         assert_eq!(lines[2]["reason"], "poweroff");
         assert_eq!(lines[2]["message"], "The guest powered off");
+    }
+
+    #[test]
+    fn balloon_statistics_have_firecrackers_names() {
+        let (events, mut parent) = pair();
+        let mut statistics = Statistics {
+            target_pages: 512,
+            actual_pages: 300,
+            discarded_pages: 1 << 40,
+            ..Statistics::default()
+        };
+        statistics.guest[6] = Some(7);
+        events.balloon_statistics(&statistics);
+        drop(events);
+        let mut text = String::new();
+        parent.read_to_string(&mut text).unwrap();
+        let expected = serde_json::json!({
+            "event": "balloon-statistics",
+            "target_pages": 512, "actual_pages": 300, "target_mib": 2, "actual_mib": 1,
+            "discarded_pages": 1_u64 << 40, "refused_pages": 0,
+            "available_memory": 7,
+        });
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line, expected);
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Machine {
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
         let output = platform::output()?;
-        let (devices, handles) = virtio::make(config, &output)?;
+        let (devices, handles) = virtio::make(config, &output, &events)?;
         let line = cmdline::complete(config, places.mmio())?;
         let memory = Arc::new(memory::allocate(config.memory)?);
         let announced = if cmdline::acpi_is_off(&line) {

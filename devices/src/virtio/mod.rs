@@ -4,6 +4,7 @@
 //! handing it to a transport; the transport's [`worker`](mmio::MmioTransport::worker) goes to the
 //! event loop of a device thread.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;

@@ -3,6 +3,7 @@
 //! These types know no file format. [`firecracker`] reads them from Firecracker's JSON; an API can fill them from
 //! requests.
 
+mod balloon;
 mod boot;
 mod console;
 mod cpu;
@@ -15,6 +16,7 @@ mod pmem;
 mod rate_limiter;
 mod vsock;
 
+pub use balloon::BalloonConfig;
 pub use boot::{BootConfig, BootProtocol, DEFAULT_BOOT_ARGS};
 pub use console::{ConsoleConfig, ConsolePort};
 pub use cpu::{CpuConfig, CpuTemplate};
@@ -49,6 +51,8 @@ pub struct VmConfig {
     pub net: Vec<NetConfig>,
     /// The console device, if the guest has one.
     pub console: Option<ConsoleConfig>,
+    /// The balloon device, if the guest has one.
+    pub balloon: Option<BalloonConfig>,
     /// The socket device, if the guest has one.
     pub vsock: Option<VsockConfig>,
     /// Files in the guest's address space, in the order in which it sees them.
@@ -64,6 +68,7 @@ impl VmConfig {
             self.vsock.is_some(),
             self.entropy.is_some(),
             self.console.is_some(),
+            self.balloon.is_some(),
         ];
         let single = single.into_iter().filter(|there| *there).count();
         self.drives.len() + self.net.len() + self.pmem.len() + single
@@ -84,6 +89,9 @@ impl VmConfig {
         }
         if let Some(vsock) = &self.vsock {
             vsock.check()?;
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.check(self.memory)?;
         }
         for (index, net) in self.net.iter().enumerate() {
             net.check()?;

@@ -1,5 +1,6 @@
 //! The guest's virtio devices: made from the configuration, placed on PCI or MMIO, connected to KVM.
 
+pub mod balloon;
 mod block;
 mod console;
 mod net;
@@ -23,6 +24,7 @@ use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{RateLimiterConfig, VmConfig};
+use crate::events::Events;
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::output::Output;
@@ -81,6 +83,8 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
+    #[error("Cannot make the events of the guest's balloon")]
+    Balloon(#[source] io::Error),
     #[error("Cannot make the console")]
     Console(#[source] io::Error),
     #[error(
@@ -172,10 +176,17 @@ impl Made {
 pub struct Handles {
     /// Tells the console its size.
     pub resizer: Option<Resizer>,
+    /// Sets the balloon's size.
+    pub inflater: Option<balloon::Inflater>,
 }
 
-/// Makes the devices of `config`, drives first: the order in which the guest numbers them. A terminal prints to `output`.
-pub fn make(config: &VmConfig, output: &Output) -> Result<(Vec<Made>, Handles), VirtioError> {
+/// Makes the devices of `config`, drives first: the order in which the guest numbers them. A terminal prints to `output`;
+/// what a device says by itself goes to `events`.
+pub fn make(
+    config: &VmConfig,
+    output: &Output,
+    events: &Arc<Events>,
+) -> Result<(Vec<Made>, Handles), VirtioError> {
     let mut devices = Vec::new();
     let mut handles = Handles::default();
     for drive in &config.drives {
@@ -204,6 +215,12 @@ pub fn make(config: &VmConfig, output: &Output) -> Result<(Vec<Made>, Handles), 
         let console = console::make(config, output)?;
         handles.resizer = Some(console.resizer());
         devices.push(Made::new(console, Thread::Shared));
+    }
+    if let Some(balloon) = &config.balloon {
+        let (device, inflater) = balloon::make(balloon, config.memory, events)?;
+        handles.inflater = Some(inflater);
+        // Freeing gigabytes takes the host a while.
+        devices.push(Made::new(device, Thread::Own));
     }
     debug_assert_eq!(devices.len(), config.virtio_devices());
     Ok((devices, handles))

@@ -3,6 +3,7 @@
 //! Unknown keys are errors. Sections that Firecracker has and we do not yet are errors as soon as they ask for
 //! something. Added key of ours: `boot-source.boot_protocol` (`"auto"`, `"pvh"`, `"linux64"`, `"multiboot"`).
 
+mod balloon;
 mod boot_source;
 mod console;
 mod drive;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::balloon::Balloon;
 use self::boot_source::BootSource;
 use self::console::Console;
 use self::drive::Drive;
@@ -98,7 +100,7 @@ struct ConfigFile {
     network_interfaces: Vec<NetworkInterface>,
     vsock: Option<Vsock>,
     console: Option<Console>,
-    balloon: Option<Value>,
+    balloon: Option<Balloon>,
     mmds_config: Option<Value>,
     metrics: Option<Value>,
     cpu_config: Option<Value>,
@@ -147,7 +149,6 @@ impl TryFrom<ConfigFile> for Loaded {
 
     fn try_from(file: ConfigFile) -> Result<Self, ConfigError> {
         for (what, value) in [
-            ("balloon", &file.balloon),
             ("mmds-config", &file.mmds_config),
             ("metrics", &file.metrics),
             ("cpu-config", &file.cpu_config),
@@ -186,6 +187,7 @@ impl TryFrom<ConfigFile> for Loaded {
             boot: file.boot_source.check()?,
             pci: false,
             drives,
+            balloon: file.balloon.map(Balloon::check).transpose()?,
             console: file.console.map(Into::into),
             vsock: file.vsock.map(Into::into),
             net: file

@@ -1,9 +1,10 @@
 use std::error::Error as _;
+use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    BootProtocol, BucketConfig, CpuTemplate, DEFAULT_BOOT_ARGS, DiskFormat, RateLimiterConfig,
-    TapSource,
+    BalloonConfig, BootProtocol, BucketConfig, CpuTemplate, DEFAULT_BOOT_ARGS, DiskFormat,
+    RateLimiterConfig, TapSource,
 };
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
@@ -60,8 +61,8 @@ fn a_full_file_of_firecracker_is_understood() {
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (r#""balloon": {"amount_mib": 1}"#, "balloon"),
         (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
+        (r#""metrics": {"metrics_path": "m"}"#, "metrics"),
     ] {
         let text = with(section).unwrap_err().to_string();
         assert!(
@@ -355,6 +356,40 @@ fn console_ports_have_names_of_their_own() {
         let text = console(&ports).unwrap_err().to_string();
         assert!(text.contains(why), "{text}");
     }
+}
+
+#[test]
+fn a_balloon_is_no_larger_than_its_guest() {
+    let balloon = |more: &str| {
+        with(&format!(
+            r#""machine-config": {{"vcpu_count": 1, "mem_size_mib": 64}},
+               "balloon": {{"deflate_on_oom": true, {more}}}"#
+        ))
+    };
+    let config = balloon(r#""amount_mib": 64, "stats_polling_interval_s": 3"#);
+    let expected = BalloonConfig {
+        amount_mib: 64,
+        deflate_on_oom: true,
+        statistics_interval: Some(Duration::from_secs(3)),
+        free_page_reporting: false,
+    };
+    assert_eq!(config.unwrap().vm.balloon, Some(expected));
+    let config = balloon(r#""amount_mib": 0, "free_page_reporting": true"#);
+    let config = config.unwrap().vm.balloon.unwrap();
+    assert!(config.free_page_reporting && config.statistics_interval.is_none());
+    let text = balloon(r#""amount_mib": 65"#).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "balloon.amount_mib is 65, permitted are 0 to 64 MiB, all of the guest's memory"
+    );
+    let hinting = balloon(r#""amount_mib": 1, "free_page_hinting": true"#);
+    let text = hinting.unwrap_err().to_string();
+    assert!(
+        text.starts_with("balloon.free_page_hinting is not supported"),
+        "{text}"
+    );
+    assert!(balloon(r#""amount_mib": 1, "free_page_hinting": false"#).is_ok());
+    assert!(balloon(r#""amount_mib": -1"#).is_err());
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! The balloon: from the configuration to the device, and what the host can do with it.
+
+use std::io;
+use std::sync::Arc;
+
+use devices::virtio::balloon::{Balloon, Options, Poll, Target};
+
+use super::VirtioError;
+use crate::config::{BalloonConfig, MemorySize};
+use crate::events::Events;
+
+/// Pages of 4096 bytes in a MiB.
+const PAGES_PER_MIB: u32 = 256;
+
+/// Why a balloon keeps its size.
+#[derive(Debug, thiserror::Error)]
+pub enum BalloonError {
+    /// It would be larger than the guest.
+    #[error(
+        "A balloon of {asked_mib} MiB does not fit into the guest's memory of {memory_mib} MiB"
+    )]
+    LargerThanGuest {
+        /// MiB that the balloon should have.
+        asked_mib: u32,
+        /// MiB that the guest has.
+        memory_mib: u32,
+    },
+    /// The device cannot be told.
+    #[error("The balloon device cannot be woken")]
+    Wake(#[source] io::Error),
+}
+
+/// Sets the size of a balloon.
+#[derive(Clone, Debug)]
+pub struct Inflater {
+    target: Target,
+    memory: MemorySize,
+}
+
+impl Inflater {
+    /// The balloon shall have `amount_mib` of the guest's memory.
+    pub fn set(&self, amount_mib: u32) -> Result<(), BalloonError> {
+        if amount_mib > self.memory.mib() {
+            return Err(BalloonError::LargerThanGuest {
+                asked_mib: amount_mib,
+                memory_mib: self.memory.mib(),
+            });
+        }
+        self.target
+            .set(pages(amount_mib))
+            .map_err(BalloonError::Wake)
+    }
+}
+
+/// The most memory of a guest is 2²⁸ pages.
+fn pages(mib: u32) -> u32 {
+    mib.saturating_mul(PAGES_PER_MIB)
+}
+
+/// Makes the device for a guest with `memory`; its statistics go to `events`.
+pub(crate) fn make(
+    config: &BalloonConfig,
+    memory: MemorySize,
+    events: &Arc<Events>,
+) -> Result<(Balloon, Inflater), VirtioError> {
+    let poll = config.statistics_interval.map(|interval| {
+        let events = events.clone();
+        Poll::new(interval, move |statistics| {
+            events.balloon_statistics(statistics);
+        })
+    });
+    let balloon = Balloon::new(Options {
+        target_pages: pages(config.amount_mib),
+        deflate_on_oom: config.deflate_on_oom,
+        page_reporting: config.free_page_reporting,
+        poll: poll.transpose().map_err(VirtioError::Balloon)?,
+    })
+    .map_err(VirtioError::Balloon)?;
+    let target = balloon.target();
+    Ok((balloon, Inflater { target, memory }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::StartTime;
+    use devices::virtio::device::VirtioDevice;
+
+    fn target_of(device: &Balloon) -> u32 {
+        let mut field = [0; 4];
+        device.read_config(0, &mut field);
+        u32::from_le_bytes(field)
+    }
+
+    #[test]
+    fn amounts_are_pages_and_end_at_the_guests_memory() {
+        let events = Arc::new(Events::new(None, StartTime::new(None, None)));
+        let memory = MemorySize::from_mib("m", MemorySize::MAX_MIB).unwrap();
+        let config = BalloonConfig {
+            amount_mib: 3,
+            ..BalloonConfig::default()
+        };
+        let (mut device, inflater) = make(&config, memory, &events).unwrap();
+        assert_eq!(target_of(&device), 3 * 256);
+        inflater.set(memory.mib()).unwrap();
+        let _ = device.wake(0).unwrap();
+        assert_eq!(target_of(&device), 1 << 28);
+        let text = inflater.set(memory.mib() + 1).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "A balloon of 1048577 MiB does not fit into the guest's memory of 1048576 MiB"
+        );
+        let _ = device.wake(0).unwrap();
+        assert_eq!(target_of(&device), 1 << 28);
+    }
+}
