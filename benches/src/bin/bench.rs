@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use ::tests::Image;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use benches::laboratory::Laboratory;
 use benches::{Metric, blk, chain, many, metric, net, start};
 use clap::Parser;
@@ -108,7 +108,7 @@ fn main() -> Result<()> {
     if wanted.is_empty() {
         bail!("Nothing that is measured has \"{text}\" in its name");
     }
-    let mut metrics = measure(&benches, &wanted)?;
+    let (mut metrics, failures) = measure(&benches, &wanted);
     metrics.retain(|metric| metric.name.contains(text));
     print!("{}", metric::table(&metrics));
     if let Some(file) = &arguments.json {
@@ -116,11 +116,21 @@ fn main() -> Result<()> {
             .with_context(|| format!("Cannot write {}", file.display()))?;
         println!("Written to {}", file.display());
     }
+    for (what, error) in &failures {
+        eprintln!("Not measured: {what}: {error:#}");
+    }
+    if !failures.is_empty() {
+        bail!("{} of {} parts failed", failures.len(), wanted.len());
+    }
     Ok(())
 }
 
-/// Measures all of `parts`, a few at a time; the results are in the order of the parts.
-fn measure(benches: &Benches, parts: &[&Part]) -> Result<Vec<Metric>> {
+/// Why a part has no numbers.
+type Failure = (&'static str, Error);
+
+/// Measures all of `parts`, a few at a time; the results are in the order of the parts. One that fails keeps no other
+/// from being told.
+fn measure(benches: &Benches, parts: &[&Part]) -> (Vec<Metric>, Vec<Failure>) {
     let next = AtomicUsize::new(0);
     let results: Vec<OnceLock<Result<Vec<Metric>>>> =
         parts.iter().map(|_| OnceLock::new()).collect();
@@ -138,16 +148,14 @@ fn measure(benches: &Benches, parts: &[&Part]) -> Result<Vec<Metric>> {
             });
         }
     });
-    let mut metrics = Vec::new();
+    let (mut metrics, mut failures) = (Vec::new(), Vec::new());
     for (part, result) in parts.iter().zip(results) {
-        let result = result.into_inner().context("Nobody measured it");
-        metrics.extend(
-            result
-                .flatten()
-                .with_context(|| format!("Measuring {}", part.what))?,
-        );
+        match result.into_inner().context("Nobody measured it").flatten() {
+            Ok(measured) => metrics.extend(measured),
+            Err(error) => failures.push((part.what, error)),
+        }
     }
-    Ok(metrics)
+    (metrics, failures)
 }
 
 #[cfg(test)]

@@ -102,8 +102,8 @@ pub struct Running {
     hung: Arc<AtomicBool>,
 }
 
-/// Virtual time after which a guest hangs: the longest work takes a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Virtual time after which a guest hangs: the longest work, and the start of many guests, takes a third of it.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Counters of KVM by their names.
 pub type Counters = BTreeMap<String, u64>;
@@ -322,6 +322,9 @@ impl Running {
     pub fn event(&mut self, name: &str) -> Result<Value> {
         let mut line = String::new();
         self.socket.read_line(&mut line)?;
+        if self.hung.load(Ordering::Relaxed) {
+            bail!("The guest hung");
+        }
         let event: Value = serde_json::from_str(&line)
             .with_context(|| format!("The VMM says {line:?} instead of an event"))?;
         if event["event"] != name {
