@@ -2,6 +2,7 @@
 
 mod bad_guests;
 mod bad_roms;
+mod balloon;
 mod default_machine;
 mod disks;
 mod loaders;
