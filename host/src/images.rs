@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::{GuestConfig, Kernel, Source};
+use crate::config::{DiskFormat, GuestConfig, Kernel, Source};
 use crate::disks::Disks;
 use crate::flash::{Flash, FlashError};
 use crate::own_kernel::{OwnKernel, OwnKernelError};
@@ -64,6 +64,8 @@ pub enum ImageError {
 pub struct Drive {
     /// Path of the image.
     pub path: PathBuf,
+    /// What the image is.
+    pub format: DiskFormat,
     /// The guest cannot write to it.
     pub read_only: bool,
     /// It is memory to the guest.
@@ -164,6 +166,7 @@ impl Images {
                 })?;
             Ok(Drive {
                 path,
+                format: disk.format,
                 read_only: disk.read_only,
                 pmem: disk.pmem,
                 identity,
@@ -310,6 +313,7 @@ mod tests {
             own: None,
             drives: vec![Drive {
                 path: PathBuf::from("a"),
+                format: DiskFormat::Raw,
                 read_only,
                 pmem: false,
                 identity: (1, 2),

@@ -8,7 +8,8 @@ use toml::de::DeTable;
 use super::error::{ConfigError, Problem, nearest};
 use super::reader::{Document, Located, Section};
 use super::{
-    Disk, Entry, GuestConfig, Kernel, Limits, MAX_VCPUS, Ready, Restart, Source, Transport, network,
+    Disk, DiskFormat, Entry, GuestConfig, Kernel, Limits, MAX_VCPUS, Ready, Restart, Source,
+    Transport, network,
 };
 
 const KEYS: &[&str] = &[
@@ -197,6 +198,11 @@ fn read_kernel(section: &Section<'_, '_>, disks: &[Disk]) -> Result<Kernel, Conf
             "it boots from its first disk, so give it a [[guest.disk]]",
         ));
     }
+    if disks[0].format != DiskFormat::Raw {
+        return Err(bad(
+            "the boot entry is read from raw disks only; convert it (qemu-img convert -O raw) or name a kernel",
+        ));
+    }
     if section.has("initrd") {
         return Err(bad(
             "the disk's boot entry names the initial RAM disk; leave 'initrd' out",
@@ -322,10 +328,30 @@ fn read_stop_timeout(section: &Section<'_, '_>) -> Result<Duration, ConfigError>
         })
 }
 
+/// What the image is, and whether the guest has it as memory.
+fn read_format(disk: &Section<'_, '_>) -> Result<(DiskFormat, bool), ConfigError> {
+    let pmem = disk.boolean("pmem")?.unwrap_or(false);
+    let Some(word) = disk.string("format")? else {
+        return Ok((DiskFormat::Raw, pmem));
+    };
+    match word.value.as_str() {
+        "raw" => Ok((DiskFormat::Raw, pmem)),
+        "qcow2" if pmem => {
+            let reason = "only a raw image can be the guest's memory; leave 'pmem' out";
+            Err(disk.bad_value("format", word.span, "\"qcow2\"", reason))
+        }
+        "qcow2" => Ok((DiskFormat::Qcow2, pmem)),
+        other => {
+            let value = format!("{other:?}");
+            Err(disk.bad_value("format", word.span, value, "write \"raw\" or \"qcow2\""))
+        }
+    }
+}
+
 fn read_disks(section: &Section<'_, '_>, name: &str) -> Result<Vec<Disk>, ConfigError> {
     let mut disks = Vec::new();
     for disk in section.tables("disk", &format!("a disk of guest '{name}'"))? {
-        disk.refuse_unknown(&["source", "read-only", "pmem"])?;
+        disk.refuse_unknown(&["source", "format", "read-only", "pmem"])?;
         let Some(source) = read_source(&disk, "source")? else {
             return Err(disk.missing("source", "name the image, e.g. \"disk:guests/a/root.img\""));
         };
@@ -338,10 +364,12 @@ fn read_disks(section: &Section<'_, '_>, name: &str) -> Result<Vec<Disk>, Config
                 "flash cannot be written; add read-only = true",
             ));
         }
+        let (format, pmem) = read_format(&disk)?;
         disks.push(Disk {
             source,
+            format,
             read_only,
-            pmem: disk.boolean("pmem")?.unwrap_or(false),
+            pmem,
         });
     }
     Ok(disks)

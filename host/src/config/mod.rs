@@ -104,11 +104,33 @@ pub enum Kernel {
     OwnDisk,
 }
 
+/// The format of a disk image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// Byte `n` of the disk is byte `n` of the image.
+    #[default]
+    Raw,
+    /// QEMU's copy-on-write format, without a backing file.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// Its name, in machine files as in the VMM's configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
 /// A disk of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its raw image.
+    /// Its image.
     pub source: Source,
+    /// What the image is. Never guessed: a guest can write any format's header to a raw disk.
+    pub format: DiskFormat,
     /// The guest cannot write to it.
     pub read_only: bool,
     /// The guest has it as persistent memory (`/dev/pmem0`) and not as a disk: guests with the same image share its pages.

@@ -315,14 +315,30 @@ fn an_image_is_a_disk_or_memory() {
     let disk = |rest: &str| {
         let text =
             format!("{GOOD}[[guest.disk]]\nsource = \"flash:guest/x\"\nread-only = true\n{rest}");
-        parse(&text)
-            .guests
-            .remove(0)
-            .config
-            .unwrap()
-            .disks
-            .remove(0)
+        let guest = parse(&text).guests.remove(0).config;
+        guest.map(|mut config| config.disks.remove(0))
     };
-    assert!(!disk("").pmem);
-    assert!(disk("pmem = true").pmem);
+    assert!(!disk("").unwrap().pmem);
+    assert!(disk("pmem = true").unwrap().pmem);
+    let error = disk("format = \"qcow2\"\npmem = true")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("only a raw image"), "{error}");
+}
+
+#[test]
+fn a_disk_is_raw_unless_its_format_is_said() {
+    let guest = |kernel: &str, format: &str| {
+        let kernel = GOOD.replace("flash:daruma/kernel", kernel);
+        let text = format!("{kernel}[[guest.disk]]\nsource = \"disk:x\"\n{format}");
+        parse(&text).guests.remove(0).config
+    };
+    let format = |format| guest("flash:daruma/kernel", format).map(|config| config.disks[0].format);
+    assert_eq!(format("").unwrap(), DiskFormat::Raw);
+    assert_eq!(format("format = \"raw\"").unwrap(), DiskFormat::Raw);
+    assert_eq!(format("format = \"qcow2\"").unwrap(), DiskFormat::Qcow2);
+    let error = format("format = \"vmdk\"").unwrap_err().to_string();
+    assert!(error.contains("\"raw\" or \"qcow2\""), "{error}");
+    let error = guest("disk", "format = \"qcow2\"").unwrap_err().to_string();
+    assert!(error.contains("raw disks only"), "{error}");
 }

@@ -177,6 +177,7 @@ fn configuration<'t>(
             json!({
                 "drive_id": format!("disk{index}"),
                 "path_on_host": drive.path,
+                "format": drive.format.name(),
                 "is_root_device": false,
                 "is_read_only": drive.read_only,
             })
