@@ -32,10 +32,14 @@ pub fn work(vmm: Vmm, guest: &Guest, mut report: impl FnMut(Value)) -> Result<()
         running.event("boot-timer")?;
     }
     let mut before = Counters::new();
+    let mut said = Vec::new();
     loop {
-        let line = running
-            .line()?
-            .context("The VMM ended in the middle of the work")?;
+        let Some(line) = running.line()? else {
+            bail!(
+                "The VMM ended in the middle of the work; its guest said:\n{}",
+                said.join("\n")
+            );
+        };
         if line.contains("@end") {
             // Not every machine type of the peer can be switched off by its guest.
             return running.end();
@@ -52,6 +56,7 @@ pub fn work(vmm: Vmm, guest: &Guest, mut report: impl FnMut(Value)) -> Result<()
         } else if let Some((_, error)) = line.split_once("@error ") {
             bail!("The guest's work failed: {error}");
         }
+        said.push(line);
     }
 }
 
