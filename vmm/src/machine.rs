@@ -130,7 +130,7 @@ impl Machine {
         let output = platform::output()?;
         let (devices, handles) = virtio::make(config, &output, &events)?;
         let line = cmdline::complete(config, places.mmio())?;
-        let memory = Arc::new(memory::allocate(config.memory)?);
+        let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
         let announced = if cmdline::acpi_is_off(&line) {
             &[][..]
         } else {

@@ -1,16 +1,21 @@
-//! A guest's RAM: one anonymous mapping per region, in huge pages where the host has them.
+//! A guest's RAM: one mapping per region, in huge pages where the host has them.
+//!
+//! Anonymous, or of a file without a name where other processes serve the guest's devices.
 #![expect(
     unsafe_code,
     reason = "maps memory at an alignment that the standard mapping calls do not offer"
 )]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr;
 
 use devices::memory::GuestRegion;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::MemorySize;
 use crate::layout::{GAP_END, GAP_START, KIB, MIB};
@@ -63,17 +68,35 @@ pub fn low_ram(memory: &GuestMemory) -> u64 {
 
 /// Maps RAM for a guest. Pages are taken from the host when they are first touched.
 ///
+/// With `shared`, other processes can map it by the file of each region.
+///
 /// The mapping stays until the process ends: devices, vCPUs and KVM share it, and one process is one guest.
-pub fn allocate(size: MemorySize) -> Result<GuestMemory, MemoryError> {
+pub fn allocate(size: MemorySize, shared: bool) -> Result<GuestMemory, MemoryError> {
     check_host_has(size)?;
     let mut mapped = Vec::new();
     for (base, bytes) in regions(size.bytes()) {
-        mapped.push(map_region(base, bytes)?);
+        let file = if shared {
+            let mib = bytes / MIB;
+            Some(file_of(bytes).map_err(|source| MemoryError::Map { mib, source })?)
+        } else {
+            None
+        };
+        mapped.push(map_region(base, bytes, file)?);
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
 }
 
-fn map_region(base: u64, bytes: u64) -> Result<GuestRegion, MemoryError> {
+/// A file in memory whose size is fixed: who shrank it would end this process at its next access.
+fn file_of(bytes: u64) -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"guest-memory", flags)?);
+    file.set_len(bytes)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
+}
+
+fn map_region(base: u64, bytes: u64, file: Option<File>) -> Result<GuestRegion, MemoryError> {
     let fail = |source| MemoryError::Map {
         mib: bytes / MIB,
         source,
@@ -93,6 +116,15 @@ fn map_region(base: u64, bytes: u64) -> Result<GuestRegion, MemoryError> {
     let start = start.cast::<u8>();
     let padding = start.align_offset(HUGE_PAGE);
     let host = start.wrapping_add(padding);
+    if let Some(file) = &file {
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: the file takes the place of a part of the mapping made just now, which nobody else knows: `padding` is
+        // less than `HUGE_PAGE`.
+        let mapped = unsafe { libc::mmap(host.cast(), length, PROT, flags, file.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(fail(io::Error::last_os_error()));
+        }
+    }
     // SAFETY: `host..host + length` is inside the mapping: `padding` is less than `HUGE_PAGE`. A host without
     // transparent huge pages refuses the advice, which changes nothing but speed.
     unsafe { libc::madvise(host.cast(), length, libc::MADV_HUGEPAGE) };
@@ -100,6 +132,12 @@ fn map_region(base: u64, bytes: u64) -> Result<GuestRegion, MemoryError> {
     let builder = MmapRegionBuilder::new_with_bitmap(length, None)
         .with_mmap_prot(PROT)
         .with_mmap_flags(FLAGS);
+    let builder = match file {
+        Some(file) => builder
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(file, 0)),
+        None => builder,
+    };
     // SAFETY: the mapping is `length` bytes from `host` on, readable and writable, nobody else knows it, and it is
     // never unmapped.
     let builder = unsafe { builder.with_raw_mmap_pointer(host) };
@@ -206,12 +244,34 @@ mod tests {
 
     #[test]
     fn regions_are_aligned_for_huge_pages_and_usable_to_the_last_byte() {
-        let memory = allocate(mib(8)).unwrap();
-        let host = memory.get_host_address(GuestAddress(0)).unwrap();
-        assert_eq!(host.align_offset(HUGE_PAGE), 0);
-        memory.write_obj(7u8, GuestAddress(8 * MIB - 1)).unwrap();
-        assert!(memory.write_obj(7u8, GuestAddress(8 * MIB)).is_err());
-        assert_eq!(low_ram(&memory), 8 * MIB);
+        for shared in [false, true] {
+            let memory = allocate(mib(8), shared).unwrap();
+            let host = memory.get_host_address(GuestAddress(0)).unwrap();
+            assert_eq!(host.align_offset(HUGE_PAGE), 0);
+            memory.write_obj(7u8, GuestAddress(8 * MIB - 1)).unwrap();
+            assert!(memory.write_obj(7u8, GuestAddress(8 * MIB)).is_err());
+            assert_eq!(low_ram(&memory), 8 * MIB);
+            let region = memory.iter().next().unwrap();
+            assert_eq!(region.file_offset().is_some(), shared);
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_seen_by_its_file_and_cannot_be_taken_away() {
+        use std::os::unix::fs::FileExt;
+
+        let memory = allocate(mib(4), true).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap();
+        assert_eq!(file.start(), 0);
+        memory.write_slice(b"shared", GuestAddress(MIB)).unwrap();
+        let mut seen = [0; 6];
+        file.file().read_exact_at(&mut seen, MIB).unwrap();
+        assert_eq!(&seen, b"shared");
+        for size in [0, 8 * MIB] {
+            let error = file.file().set_len(size).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        }
     }
 
     proptest! {

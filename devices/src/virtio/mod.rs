@@ -11,6 +11,7 @@ pub mod console;
 pub mod device;
 #[cfg(test)]
 mod driver_tests;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -22,5 +23,6 @@ pub mod state;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod vectors;
+pub mod vhost_user;
 pub mod vsock;
 pub mod worker;

@@ -200,6 +200,38 @@ impl Virtqueue {
         }
     }
 
+    /// Where the rings lie and how large they are, for one who serves them in place of this queue.
+    pub fn rings(&self) -> QueueRegisters {
+        QueueRegisters {
+            size: self.size.into(),
+            ready: true,
+            descriptors: self.descriptors,
+            available: self.available_ring,
+            used: self.used_ring,
+        }
+    }
+
+    /// Interrupts the driver for one who serves the rings in place of this queue, and has looked whether it is wanted.
+    pub fn pass_on_interrupt(&self) {
+        self.interrupt.signal();
+    }
+
+    /// Goes on where another stopped who has served the rings so far: at `next_available`, or else after everything that
+    /// is there. Returns how many requests he has left unanswered: which ones, the rings do not say.
+    pub fn take_over(&mut self, next_available: Option<u16>) -> Result<u16, QueueError> {
+        let next_available = match next_available {
+            Some(index) => index,
+            None => self.load_available(2, Ordering::Acquire)?,
+        };
+        let used = GuestAddress(self.used_ring + 2);
+        let used = memory::load(&self.memory, used, Ordering::Acquire)
+            .map(u16::from_le)
+            .map_err(QueueError::Memory)?;
+        (self.next_available, self.available) = (next_available, next_available);
+        (self.next_used, self.signalled) = (used, used);
+        Ok(next_available.wrapping_sub(used))
+    }
+
     /// Takes the next request into `chain`. `false` where there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let (next, size) = (self.next_available, self.size);

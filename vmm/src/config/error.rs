@@ -38,6 +38,8 @@ pub enum ConfigError {
     OddThreads { vcpus: u8 },
     #[error("Cannot have pmem device \"{id}\": {reason}")]
     Pmem { id: String, reason: &'static str },
+    #[error("Cannot have file system \"{tag}\": {reason}")]
+    Fs { tag: String, reason: &'static str },
     #[error("console has {count} ports, permitted are 1 to {max}")]
     ConsolePorts { count: usize, max: usize },
     #[error(

@@ -10,6 +10,7 @@ mod cpu;
 mod drive;
 mod error;
 pub mod firecracker;
+mod fs;
 mod limits;
 mod net;
 mod pmem;
@@ -22,6 +23,7 @@ pub use console::{ConsoleConfig, ConsolePort};
 pub use cpu::{CpuConfig, CpuTemplate};
 pub use drive::{DiskFormat, DriveConfig, DriveId, DriveQueues};
 pub use error::ConfigError;
+pub use fs::FsConfig;
 pub use limits::{MemorySize, VcpuCount};
 pub use net::{MacAddress, NetConfig, TapSource};
 pub use pmem::PmemConfig;
@@ -57,6 +59,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Files in the guest's address space, in the order in which it sees them.
     pub pmem: Vec<PmemConfig>,
+    /// File systems of the host's, in the order in which the guest sees them.
+    pub fs: Vec<FsConfig>,
     /// The limits of the guest's virtio entropy device, if it has one.
     pub entropy: Option<RateLimiterConfig>,
 }
@@ -71,7 +75,12 @@ impl VmConfig {
             self.balloon.is_some(),
         ];
         let single = single.into_iter().filter(|there| *there).count();
-        self.drives.len() + self.net.len() + self.pmem.len() + single
+        self.drives.len() + self.net.len() + self.pmem.len() + self.fs.len() + single
+    }
+
+    /// Whether other processes of the host work in the guest's memory.
+    pub fn shares_memory(&self) -> bool {
+        !self.fs.is_empty()
     }
 
     /// Checks what no single field can: drive names are unique, one root drive, enough interrupt lines, no image that
@@ -106,6 +115,12 @@ impl VmConfig {
             }
             if pmem.is_root && self.drives.iter().any(|drive| drive.is_root) {
                 return Err(pmem.refused("a drive is the root device already"));
+            }
+        }
+        for (index, fs) in self.fs.iter().enumerate() {
+            fs.check()?;
+            for earlier in &self.fs[..index] {
+                fs.check_with(earlier)?;
             }
         }
         for (index, drive) in self.drives.iter().enumerate() {

@@ -7,7 +7,7 @@ use devices::virtio::vsock::FIRST_GUEST_CID;
 use super::ConfigError;
 
 /// The most bytes of a Unix socket's path (`sun_path`, less the end).
-const MAX_PATH: usize = 107;
+pub(super) const MAX_SOCKET_PATH: usize = 107;
 /// The most bytes that a port adds to the path: `_4294967295`.
 const MAX_SUFFIX: usize = 11;
 
@@ -40,11 +40,11 @@ impl VsockConfig {
                 field: "vsock.uds_path",
             });
         }
-        if length > MAX_PATH - MAX_SUFFIX {
+        if length > MAX_SOCKET_PATH - MAX_SUFFIX {
             return Err(ConfigError::SocketPathTooLong {
                 path: self.uds_path.clone(),
                 length,
-                max: MAX_PATH - MAX_SUFFIX,
+                max: MAX_SOCKET_PATH - MAX_SUFFIX,
             });
         }
         Ok(())

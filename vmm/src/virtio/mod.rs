@@ -3,6 +3,7 @@
 pub mod balloon;
 mod block;
 mod console;
+mod fs;
 mod net;
 pub mod pmem;
 mod tap;
@@ -20,6 +21,7 @@ use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
 use devices::virtio::rng::Rng;
+use devices::virtio::vhost_user::BackendError;
 use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
@@ -85,6 +87,26 @@ pub enum VirtioError {
     },
     #[error("Cannot make the events of the guest's balloon")]
     Balloon(#[source] io::Error),
+    #[error(
+        "Cannot reach the program that serves file system \"{tag}\" at {path}: start it before the guest",
+        path = .path.display()
+    )]
+    FsSocket {
+        tag: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "Cannot use the program that serves file system \"{tag}\" at {path}",
+        path = .path.display()
+    )]
+    FsBackend {
+        tag: String,
+        path: PathBuf,
+        #[source]
+        source: BackendError,
+    },
     #[error("Cannot make the console")]
     Console(#[source] io::Error),
     #[error(
@@ -133,6 +155,8 @@ impl VirtioError {
             Self::OpenDrive { .. }
                 | Self::UseDrive { .. }
                 | Self::Pmem { .. }
+                | Self::FsSocket { .. }
+                | Self::FsBackend { .. }
                 | Self::OpenTap { .. }
                 | Self::Socket(_)
                 | Self::PortSocket { .. }
@@ -206,6 +230,9 @@ pub fn make(
             // A flush waits for the medium.
             ..Made::new(device, Thread::Own)
         });
+    }
+    for fs in &config.fs {
+        devices.push(Made::new(fs::make(fs)?, Thread::Own));
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);

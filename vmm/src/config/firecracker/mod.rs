@@ -7,6 +7,7 @@ mod balloon;
 mod boot_source;
 mod console;
 mod drive;
+mod fs;
 mod machine_config;
 mod network_interfaces;
 mod pmem;
@@ -24,6 +25,7 @@ use self::balloon::Balloon;
 use self::boot_source::BootSource;
 use self::console::Console;
 use self::drive::Drive;
+use self::fs::Fs;
 use self::machine_config::MachineConfig;
 use self::network_interfaces::NetworkInterface;
 use self::pmem::Pmem;
@@ -106,6 +108,8 @@ struct ConfigFile {
     cpu_config: Option<Value>,
     #[serde(default)]
     pmem: Vec<Pmem>,
+    #[serde(default)]
+    fs: Vec<Fs>,
     memory_hotplug: Option<Value>,
     serial: Option<Value>,
 }
@@ -196,6 +200,7 @@ impl TryFrom<ConfigFile> for Loaded {
                 .map(NetworkInterface::check)
                 .collect::<Result<_, _>>()?,
             pmem: file.pmem.into_iter().map(Into::into).collect(),
+            fs: file.fs.into_iter().map(Into::into).collect(),
             entropy: file
                 .entropy
                 .map(|entropy| rate_limiter::check(entropy.rate_limiter)),

@@ -413,6 +413,37 @@ fn one_image_written_through_two_drives_is_refused() {
 }
 
 #[test]
+fn file_systems_have_tags_and_sockets_of_their_own() {
+    let vm = with(r#""fs": [{"tag": "a", "socket": "/s/a"}, {"tag": "b", "socket": "/s/b"}]"#)
+        .unwrap()
+        .vm;
+    assert_eq!((vm.virtio_devices(), vm.shares_memory()), (2, true));
+    assert_eq!(
+        (&*vm.fs[1].tag, &*vm.fs[1].socket),
+        ("b", Path::new("/s/b"))
+    );
+    assert!(!with(r#""fs": []"#).unwrap().vm.shares_memory());
+    let long = format!(r#"{{"tag": "{}", "socket": "/s"}}"#, "t".repeat(37));
+    for (fs, expected) in [
+        (&*long, "1 to 36 characters"),
+        (r#"{"tag": "", "socket": "/s"}"#, "1 to 36 characters"),
+        (r#"{"tag": "a b", "socket": "/s"}"#, "1 to 36 characters"),
+        (r#"{"tag": "a", "socket": ""}"#, "1 to 107 bytes"),
+        (
+            r#"{"tag": "a", "socket": "/s"}, {"tag": "a", "socket": "/t"}"#,
+            "another of this tag",
+        ),
+        (
+            r#"{"tag": "a", "socket": "/s"}, {"tag": "b", "socket": "/s"}"#,
+            "the same socket",
+        ),
+    ] {
+        let error = with(&format!(r#""fs": [{fs}]"#)).unwrap_err();
+        assert!(error.to_string().contains(expected), "{fs}: {error}");
+    }
+}
+
+#[test]
 fn a_control_character_in_the_command_line_is_refused() {
     let text = r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\nb"}}"#;
     assert!(matches!(
