@@ -76,6 +76,9 @@ pub trait VirtioDevice: Send {
 
     /// Works on queue `index`, which the driver has rung for. Bounded work: see [`Progress`].
     ///
+    /// Also comes once after each start: edges of the device's own descriptors before it were for nobody, so what the
+    /// queue gets from them is looked for here.
+    ///
     /// An error means the driver broke a rule; the device is stopped and reported as needing a reset.
     fn process(&mut self, index: u16) -> Result<Progress, QueueError>;
 

@@ -256,17 +256,20 @@ impl VirtioState {
         }
         match self.device.process(index) {
             Ok(Progress::Idle) => {}
-            Ok(Progress::More) => {
-                if let Some(doorbell) = self.doorbells.get(usize::from(index))
-                    && let Err(error) = doorbell.trigger()
-                {
-                    self.faults
-                        .warn(format_args!("Doorbell of queue {index} is broken: {error}"));
-                }
-            }
+            Ok(Progress::More) => self.ring(index),
             Err(error) => self.fail(format_args!("queue {index}"), &error),
         }
         self.pass_on_config_change();
+    }
+
+    /// Has the worker come to queue `index`.
+    fn ring(&mut self, index: u16) {
+        if let Some(doorbell) = self.doorbells.get(usize::from(index))
+            && let Err(error) = doorbell.trigger()
+        {
+            self.faults
+                .warn(format_args!("Doorbell of queue {index} is broken: {error}"));
+        }
     }
 
     /// Lets the device look after its own descriptor `index`, which is ready.
@@ -416,6 +419,8 @@ impl VirtioState {
         // All or none: a device never runs on half of what its driver meant.
         for (index, queue) in started {
             self.device.start_queue(index, queue, self.driver_features);
+            // Requests and edges of the device's own descriptors that came before this are forgotten: it looks by itself.
+            self.ring(index);
         }
     }
 

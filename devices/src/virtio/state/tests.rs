@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{GuestRing, InterruptCounter, guest_memory};
+use crate::virtio::testing::{GuestRing, InterruptCounter, TestGuest, Transport, guest_memory};
 
 /// A real device, so the rules are tested as they apply: one queue of 16.
 struct Fixture {
@@ -144,6 +144,24 @@ fn nothing_is_served_before_driver_ok() {
     ring.add(&[buffer]);
     f.state.process_queue(0);
     assert_eq!(ring.used(), None);
+}
+
+#[test]
+fn requests_from_before_driver_ok_are_served_without_another_ring() {
+    for &on in Transport::ALL {
+        let mut guest = TestGuest::new(on, Rng::new());
+        let features = guest.offered();
+        assert!(guest.negotiate(features));
+        let mut ring = GuestRing::new(guest.memory.clone(), 0, 16);
+        guest.set_queue(0, &ring.registers());
+        let buffer = ring.buffer(64, true);
+        let head = ring.add(&[buffer]);
+        guest.notify(0);
+        assert_eq!(ring.used(), None);
+        assert!(guest.add_status(DRIVER_OK));
+        guest.run();
+        assert_eq!(ring.used(), Some((head, 64)));
+    }
 }
 
 #[test]

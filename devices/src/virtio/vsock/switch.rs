@@ -35,6 +35,8 @@ pub(super) struct Switch {
     line: VecDeque<usize>,
     resets: VecDeque<Header>,
     next_port: u32,
+    /// Programs may still wait: they could not be taken, and the listener does not tell again.
+    unaccepted: bool,
     refused: Throttle,
 }
 
@@ -52,6 +54,7 @@ impl Switch {
             line: VecDeque::new(),
             resets: VecDeque::new(),
             next_port: FIRST_HOST_PORT,
+            unaccepted: false,
             refused: Throttle::default(),
         })
     }
@@ -71,6 +74,7 @@ impl Switch {
         self.by_ports.clear();
         self.line.clear();
         self.resets.clear();
+        self.retry(false);
     }
 
     /// Whether another packet of the guest's can be answered.
@@ -112,9 +116,18 @@ impl Switch {
             }
             self.queue(place);
         }
+        self.retry(serve);
+    }
+
+    /// Takes programs that could not be taken before: a stream that ends frees what they need.
+    fn retry(&mut self, serve: bool) {
+        if self.unaccepted {
+            self.accept(serve);
+        }
     }
 
     fn accept(&mut self, serve: bool) {
+        self.unaccepted = false;
         loop {
             match self.host.accept() {
                 Ok(socket) if serve => {
@@ -127,6 +140,7 @@ impl Switch {
                     ErrorKind::WouldBlock => return,
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                     _ => {
+                        self.unaccepted = true;
                         let what = format_args!("A program cannot reach the guest: {error}");
                         return self.refused.warn(what);
                     }
@@ -177,10 +191,15 @@ impl Switch {
 
     /// Forgets a stream; its socket is closed, and with that no longer watched.
     fn remove(&mut self, place: usize) {
-        if let Some(connection) = self.places.get_mut(place).and_then(Option::take)
-            && connection.has_ports()
-        {
+        let Some(connection) = self.places.get_mut(place).and_then(Option::take) else {
+            return;
+        };
+        if connection.has_ports() {
             self.by_ports.remove(&connection.ports);
+        }
+        if connection.queued {
+            // The next stream there gets a turn of its own; without this the line grows with each that comes and goes.
+            self.line.retain(|queued| *queued != place);
         }
     }
 
@@ -216,6 +235,7 @@ impl Switch {
                 connection.end();
             } else if connection.take(header, data, vectors)? {
                 self.remove(place);
+                self.retry(true);
             }
             self.queue(place);
             return Ok(());
@@ -263,8 +283,148 @@ impl Switch {
             }
             Outgoing::Last(header) => {
                 self.remove(place);
+                self.retry(true);
                 Some(header)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::virtio::chain::Chain;
+    use crate::virtio::testing::guest_memory;
+
+    const CID: u64 = 3;
+
+    /// One program that guests reach by any port, and others that come, unless the host has no descriptors left.
+    struct Programs {
+        program: PathBuf,
+        listener: UnixListener,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Host for Programs {
+        fn listener(&self) -> RawFd {
+            self.listener.as_raw_fd()
+        }
+
+        fn accept(&mut self) -> io::Result<UnixStream> {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
+            let (stream, _) = self.listener.accept()?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        }
+
+        fn connect(&mut self, _port: u32) -> io::Result<UnixStream> {
+            let stream = UnixStream::connect(&self.program)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        }
+    }
+
+    struct Fixture {
+        switch: Switch,
+        program: UnixListener,
+        full: Arc<AtomicBool>,
+        folder: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let program = UnixListener::bind(folder.path().join("program")).unwrap();
+            let listener = UnixListener::bind(folder.path().join("guest")).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let full = Arc::<AtomicBool>::default();
+            let programs = Programs {
+                program: folder.path().join("program"),
+                listener,
+                full: full.clone(),
+            };
+            Self {
+                switch: Switch::new(CID, Box::new(programs)).unwrap(),
+                program,
+                full,
+                folder,
+            }
+        }
+
+        fn say(&mut self, operation: Operation) {
+            let header = Header {
+                source_cid: CID,
+                destination_cid: HOST_CID,
+                source_port: 1,
+                destination_port: 2,
+                len: 0,
+                kind: STREAM,
+                operation: Some(operation),
+                flags: 0,
+                buf_alloc: 1000,
+                fwd_cnt: 0,
+            };
+            let mut nothing = Chain::new();
+            let mut vectors = GuestVectors::new(guest_memory());
+            self.switch
+                .take(&header, &mut nothing.readable, &mut vectors)
+                .unwrap();
+        }
+
+        fn streams(&self) -> usize {
+            self.switch.places.iter().flatten().count()
+        }
+    }
+
+    #[test]
+    fn streams_that_come_and_go_leave_nothing_behind() {
+        let mut f = Fixture::new();
+        for _ in 0..100 {
+            f.say(Operation::Request);
+            assert_eq!((f.streams(), f.switch.line.len()), (1, 1));
+            f.say(Operation::Reset);
+            drop(f.program.accept().unwrap());
+        }
+        assert_eq!(f.streams(), 0);
+        assert!(!f.switch.has_something());
+    }
+
+    #[test]
+    fn program_that_could_not_be_taken_is_taken_when_a_stream_ends() {
+        let mut f = Fixture::new();
+        f.say(Operation::Request);
+        f.full.store(true, Ordering::SeqCst);
+        let mut program = UnixStream::connect(f.folder.path().join("guest")).unwrap();
+        f.switch.look(true);
+        assert_eq!(f.streams(), 1);
+
+        f.full.store(false, Ordering::SeqCst);
+        f.say(Operation::Reset);
+        assert_eq!(f.streams(), 1);
+        io::Write::write_all(&mut program, b"CONNECT 7\n").unwrap();
+        f.switch.look(true);
+        let request = f.switch.next(&mut GuestVectors::new(guest_memory()));
+        let request = request.expect("the program's request");
+        assert_eq!(request.operation, Some(Operation::Request));
+        assert_eq!(request.destination_port, 7);
+    }
+
+    #[test]
+    fn program_that_could_not_be_taken_is_turned_away_when_the_guest_starts_anew() {
+        let mut f = Fixture::new();
+        f.full.store(true, Ordering::SeqCst);
+        let mut program = UnixStream::connect(f.folder.path().join("guest")).unwrap();
+        f.switch.look(true);
+        f.full.store(false, Ordering::SeqCst);
+        f.switch.clear();
+        assert_eq!(f.streams(), 0);
+        assert_eq!(io::Read::read(&mut program, &mut [0]).unwrap(), 0);
     }
 }

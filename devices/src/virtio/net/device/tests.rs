@@ -11,7 +11,7 @@ use super::*;
 use crate::rate_limiter::{BucketLimit, RateLimits};
 use crate::virtio::net::{HEADER_LEN, MAX_FRAME};
 use crate::virtio::queue::RING_FEATURES;
-use crate::virtio::state::NEEDS_RESET;
+use crate::virtio::state::{DRIVER_OK, NEEDS_RESET};
 use crate::virtio::testing::{Buffer, GuestRing, TestGuest, Transport};
 
 const MAC: [u8; 6] = [2, 1, 2, 3, 4, 5];
@@ -160,6 +160,22 @@ fn start(guest: &mut TestGuest, features: u64) -> (GuestRing, GuestRing) {
 
 fn frame(len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from(i % 253).unwrap()).collect()
+}
+
+#[test]
+fn frames_from_before_driver_ok_are_received() {
+    for &on in Transport::ALL {
+        let mut f = Fixture::new(on, MERGE);
+        assert!(f.guest.negotiate(MERGE));
+        f.rx = GuestRing::new(f.guest.memory.clone(), 0, 256);
+        f.guest.set_queue(0, &f.rx.registers());
+        let mut buffers = f.add_receive_buffers(1, 2000);
+        f.arrive(b"early");
+        f.guest.notify(0);
+        assert!(f.guest.add_status(DRIVER_OK));
+        f.guest.run();
+        assert_eq!(f.received(&mut buffers).unwrap(), b"early");
+    }
 }
 
 #[test]
