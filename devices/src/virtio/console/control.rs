@@ -84,6 +84,9 @@ impl Control {
         let mut completed = false;
         while let Some(message) = self.waiting.front() {
             if !queue.pop(&mut self.chain)? {
+                if queue.resume_notifications()? {
+                    continue;
+                }
                 break;
             }
             let head = self.chain.head();
@@ -104,8 +107,10 @@ impl Control {
         let Some(queue) = &mut self.transmit else {
             return Ok((false, None));
         };
-        if !queue.pop(&mut self.chain)? {
-            return Ok((false, None));
+        while !queue.pop(&mut self.chain)? {
+            if !queue.resume_notifications()? {
+                return Ok((false, None));
+            }
         }
         let mut bytes = [0; MESSAGE_LEN];
         let whole = self

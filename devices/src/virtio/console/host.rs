@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::throttle::Throttle;
+
+/// Most callers answered in one turn.
+const CALLERS: usize = 16;
+
 /// Where a port's bytes go and come from.
 pub enum Host {
     /// Two streams that are always there.
@@ -17,7 +22,8 @@ pub enum Host {
         /// Must not wait.
         output: Box<dyn Write + Send>,
     },
-    /// One peer at a time; who comes before it has gone is turned away.
+    /// One peer at a time; who comes before it has gone is turned away. What a peer has said before it went is the
+    /// guest's until the next one comes.
     Socket(UnixListener),
 }
 
@@ -28,10 +34,17 @@ pub enum Host {
 pub(super) struct Link {
     host: Host,
     peer: Option<UnixStream>,
+    /// Peers so far.
+    peers: u64,
+    /// The peer has hung up; something it has said may still be there.
+    gone: bool,
+    /// Somebody may wait to be accepted.
+    callers: bool,
+    failed: Throttle,
     epoll: Arc<Epoll>,
     /// What the epoll reports for this link; the listener has the next number.
     token: u64,
-    watched: EventSet,
+    watched: Option<EventSet>,
     /// The input may have something.
     readable: bool,
     /// The input is a regular file: it never waits and cannot be watched.
@@ -52,9 +65,13 @@ impl Link {
         let mut link = Self {
             host,
             peer: None,
+            peers: 0,
+            gone: false,
+            callers: false,
+            failed: Throttle::default(),
             epoll,
             token,
-            watched: EventSet::empty(),
+            watched: None,
             readable: false,
             unwatched: false,
             ended: false,
@@ -62,7 +79,7 @@ impl Link {
         match &link.host {
             Host::Streams { input, .. } => {
                 let event = EpollEvent::new(EventSet::ONE_SHOT | EventSet::IN, token);
-                link.watched = EventSet::IN;
+                link.watched = Some(EventSet::IN);
                 link.unwatched = link
                     .epoll
                     .ctl(ControlOperation::Add, input.as_raw_fd(), event)
@@ -71,7 +88,8 @@ impl Link {
             }
             Host::Socket(listener) => {
                 listener.set_nonblocking(true)?;
-                let event = EpollEvent::new(EventSet::IN, token + 1);
+                // By edge: a caller who cannot be accepted, for want of descriptors say, must not keep the thread awake.
+                let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token + 1);
                 link.epoll
                     .ctl(ControlOperation::Add, listener.as_raw_fd(), event)?;
             }
@@ -79,40 +97,66 @@ impl Link {
         Ok(link)
     }
 
-    /// Somebody is there to talk to.
-    pub(super) fn is_connected(&self) -> bool {
-        matches!(self.host, Host::Streams { .. }) || self.peer.is_some()
+    /// Who is there to talk to, by a number of its own.
+    pub(super) fn connection(&self) -> Option<u64> {
+        let somebody = matches!(self.host, Host::Streams { .. }) || self.peer.is_some();
+        somebody.then_some(self.peers)
     }
 
     /// The epoll has reported this link's descriptor.
-    pub(super) fn is_ready(&mut self) {
-        self.watched = EventSet::empty();
+    pub(super) fn is_ready(&mut self, events: EventSet) {
+        self.watched = None;
         self.readable = true;
+        self.gone = self.peer.is_some() && events.contains(EventSet::HANG_UP);
     }
 
-    /// Takes the next peer, if there is none now. `true` where one has come.
+    /// The epoll has reported this link's listener.
+    pub(super) fn is_called(&mut self) {
+        self.callers = true;
+    }
+
+    /// Answers those who have called. `true` where one of them is the next peer.
     pub(super) fn accept(&mut self) -> bool {
-        let Host::Socket(listener) = &self.host else {
-            return false;
-        };
-        let Ok((peer, _)) = listener.accept() else {
-            return false;
-        };
-        // A second peer is turned away: its connection ends here.
-        if self.peer.is_some() || peer.set_nonblocking(true).is_err() {
-            return false;
+        let mut came = false;
+        for _ in 0..CALLERS {
+            let (true, Host::Socket(listener)) = (self.callers, &self.host) else {
+                break;
+            };
+            match listener.accept() {
+                // A second peer is turned away: its connection ends here.
+                Ok(_) if self.peer.is_some() && !self.gone => {}
+                Ok((peer, _)) => came |= self.take(peer),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // After any other error the callers wait until something else happens at this port.
+                    self.callers = error.kind() != io::ErrorKind::WouldBlock;
+                    if self.callers {
+                        let what = "A console port's peer cannot be accepted";
+                        self.failed.warn(format_args!("{what}: {error}"));
+                    }
+                    break;
+                }
+            }
         }
+        came
+    }
+
+    fn take(&mut self, peer: UnixStream) -> bool {
         let event = EpollEvent::new(EventSet::ONE_SHOT | EventSet::IN, self.token);
-        if let Err(error) = self
-            .epoll
-            .ctl(ControlOperation::Add, peer.as_raw_fd(), event)
-        {
-            log::warn!("A console port's peer cannot be watched: {error}");
+        let add = ControlOperation::Add;
+        let watched = peer
+            .set_nonblocking(true)
+            .and_then(|()| self.epoll.ctl(add, peer.as_raw_fd(), event));
+        if let Err(error) = watched {
+            let what = "A console port's peer cannot be watched";
+            self.failed.warn(format_args!("{what}: {error}"));
             return false;
         }
-        self.watched = EventSet::IN;
+        self.watched = Some(EventSet::IN);
         self.readable = true;
+        self.gone = false;
         self.peer = Some(peer);
+        self.peers += 1;
         true
     }
 
@@ -121,7 +165,7 @@ impl Link {
         if !self.readable || self.ended {
             return Input::Nothing;
         }
-        self.readable = self.unwatched;
+        self.readable = self.unwatched || self.gone;
         let result = match (&mut self.host, &mut self.peer) {
             (Host::Streams { input, .. }, _) => input.read(buffer),
             (Host::Socket(_), Some(peer)) => peer.read(buffer),
@@ -170,7 +214,7 @@ impl Link {
         }
     }
 
-    /// Asks to be woken for more input, and for room for output, as wanted.
+    /// Asks to be woken for more input, and for room for output, as wanted, and in any case when the peer hangs up.
     pub(super) fn watch(&mut self, input: bool, output: bool) {
         let mut wanted = EventSet::empty();
         if input && !self.readable && !self.ended {
@@ -179,14 +223,16 @@ impl Link {
         if output {
             wanted |= EventSet::OUT;
         }
-        if wanted.is_empty() || wanted == self.watched {
+        // A stream does not go away. A peer that has, is told of once: it would be again at once, and needs no watching.
+        let nothing = wanted.is_empty() && self.peer.is_none();
+        if nothing || self.gone || self.watched == Some(wanted) {
             return;
         }
         let Some(fd) = self.descriptor() else { return };
         let event = EpollEvent::new(EventSet::ONE_SHOT | wanted, self.token);
         // A descriptor that cannot be watched, such as a regular file, was never added.
         if self.epoll.ctl(ControlOperation::Modify, fd, event).is_ok() {
-            self.watched = wanted;
+            self.watched = Some(wanted);
         }
     }
 

@@ -90,8 +90,6 @@ pub struct Console {
     size: Size,
     config_changed: bool,
     multiport: bool,
-    /// The last turn was not enough for all ports.
-    unfinished: bool,
 }
 
 impl Console {
@@ -116,7 +114,6 @@ impl Console {
             size: (0, 0),
             config_changed: false,
             multiport: false,
-            unfinished: false,
         })
     }
 
@@ -164,8 +161,9 @@ impl Console {
                 let mut name = self.ports[number].name.clone().into_bytes();
                 name.push(0);
                 self.send(number, PORT_NAME, 0, &name);
-                let connected = self.ports[number].link.is_connected();
-                self.send(number, PORT_OPEN, connected.into(), &[]);
+                let connection = self.ports[number].link.connection();
+                self.ports[number].told = connection;
+                self.send(number, PORT_OPEN, connection.is_some().into(), &[]);
             }
             (PORT_OPEN, value) => {
                 if let Some(port) = self.ports.get_mut(number) {
@@ -181,13 +179,13 @@ impl Console {
             let (some, message) = self.control.take()?;
             if !some {
                 self.control.flush()?;
-                return Ok(Progress::Idle);
+                return self.pump_unfinished();
             }
             if let Some(message) = message {
                 self.act(message);
                 // What the driver has opened may have input waiting for it.
                 if let Some(port) = self.ports.get_mut(message.port as usize) {
-                    let _ = port.pump()?;
+                    port.unfinished = true;
                 }
             }
         }
@@ -195,15 +193,36 @@ impl Console {
         Ok(Progress::More)
     }
 
+    /// Pumps each port that has something left to do, also after an error of one of them.
+    fn pump_unfinished(&mut self) -> Result<Progress, QueueError> {
+        let mut outcome = Ok(Progress::Idle);
+        for number in 0..self.ports.len() {
+            if self.ports[number].unfinished {
+                outcome = match (outcome, self.pump(number)) {
+                    (Ok(Progress::Idle), next) => next,
+                    (Ok(Progress::More), Ok(_)) => Ok(Progress::More),
+                    (Ok(_), Err(error)) | (Err(error), _) => Err(error),
+                };
+            }
+        }
+        outcome
+    }
+
     /// Pumps a port, and tells the driver if its other end has come or gone meanwhile.
-    fn pump(&mut self, number: usize, was_connected: bool) -> Result<Progress, QueueError> {
+    fn pump(&mut self, number: usize) -> Result<Progress, QueueError> {
         let Some(port) = self.ports.get_mut(number) else {
             return Ok(Progress::Idle);
         };
         let progress = port.pump()?;
-        let connected = port.link.is_connected();
-        if connected != was_connected && self.multiport {
-            self.send(number, PORT_OPEN, connected.into(), &[]);
+        let connection = port.link.connection();
+        let told = std::mem::replace(&mut port.told, connection);
+        if connection != told && self.multiport {
+            if told.is_some() {
+                self.send(number, PORT_OPEN, 0, &[]);
+            }
+            if connection.is_some() {
+                self.send(number, PORT_OPEN, 1, &[]);
+            }
             self.control.flush()?;
         }
         Ok(progress)
@@ -292,11 +311,7 @@ impl VirtioDevice for Console {
             CONTROL_TRANSMIT => self.process_control(),
             _ => {
                 let number = usize::from(index / 2).saturating_sub(1);
-                let connected = self
-                    .ports
-                    .get(number)
-                    .is_some_and(|port| port.link.is_connected());
-                self.pump(number, connected)
+                self.pump(number)
             }
         }
     }
@@ -311,33 +326,27 @@ impl VirtioDevice for Console {
     fn wake(&mut self, _index: usize) -> Result<Progress, QueueError> {
         let mut events = [EpollEvent::default(); 8];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
-        let resumed = std::mem::take(&mut self.unfinished);
+        // Each is reported once: all are noted before the work on one of them can fail.
+        let mut resized = false;
         for event in &events[..count] {
             if event.data() == RESIZE_TOKEN {
-                self.resize()?;
+                resized = true;
                 continue;
             }
             let number = usize::try_from(event.data() / 2).unwrap_or(usize::MAX);
             let Some(port) = self.ports.get_mut(number) else {
                 continue;
             };
-            let was_connected = port.link.is_connected();
+            port.unfinished = true;
             if event.data() % 2 == 0 {
-                port.link.is_ready();
+                port.link.is_ready(event.event_set());
             } else {
-                port.link.accept();
+                port.link.is_called();
             }
-            self.unfinished |= self.pump(number, was_connected)? == Progress::More;
         }
-        for number in (0..self.ports.len()).filter(|_| resumed) {
-            let connected = self.ports[number].link.is_connected();
-            self.unfinished |= self.pump(number, connected)? == Progress::More;
-        }
-        Ok(if self.unfinished {
-            Progress::More
-        } else {
-            Progress::Idle
-        })
+        let size_told = if resized { self.resize() } else { Ok(()) };
+        let progress = self.pump_unfinished();
+        size_told.and(progress)
     }
 
     fn take_config_change(&mut self) -> bool {

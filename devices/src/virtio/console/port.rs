@@ -20,6 +20,10 @@ pub(super) struct Port {
     pub(super) transmit: Option<Virtqueue>,
     /// The driver has it open.
     pub(super) open: bool,
+    /// The peer the driver knows of.
+    pub(super) told: Option<u64>,
+    /// The last turn was not enough.
+    pub(super) unfinished: bool,
     /// Input the guest has not taken yet.
     input: Vec<u8>,
     /// Output the host has not taken yet, of the request in `pending`.
@@ -33,10 +37,12 @@ impl Port {
         Self {
             name,
             console,
+            told: link.connection(),
             link,
             receive: None,
             transmit: None,
             open: false,
+            unfinished: false,
             input: Vec::new(),
             output: Vec::new(),
             pending: None,
@@ -46,15 +52,22 @@ impl Port {
 
     /// Moves bytes both ways as far as they go.
     pub(super) fn pump(&mut self) -> Result<Progress, QueueError> {
-        let input = self.pump_input()?;
-        let output = self.pump_output()?;
+        self.unfinished = self.pump_both()?;
+        // Who comes finds the place free as soon as what the last peer said has gone where it can go.
+        if !self.unfinished && self.link.accept() {
+            self.unfinished = self.pump_both()?;
+        }
         let may_read = self.input.is_empty();
         self.link.watch(may_read, !self.output.is_empty());
-        Ok(if input || output {
+        Ok(if self.unfinished {
             Progress::More
         } else {
             Progress::Idle
         })
+    }
+
+    fn pump_both(&mut self) -> Result<bool, QueueError> {
+        Ok(self.pump_input()? | self.pump_output()?)
     }
 
     /// From the host to the guest. `true` where a turn was not enough.
@@ -76,6 +89,9 @@ impl Port {
                 break;
             };
             if !queue.pop(&mut self.chain)? {
+                if queue.resume_notifications()? {
+                    continue;
+                }
                 break;
             }
             let memory = queue.memory().clone();
@@ -118,6 +134,9 @@ impl Port {
                     let mut chain = std::mem::take(&mut self.chain);
                     if !queue.pop(&mut chain)? {
                         self.chain = chain;
+                        if queue.resume_notifications()? {
+                            continue;
+                        }
                         break;
                     }
                     chain

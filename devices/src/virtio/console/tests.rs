@@ -7,9 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use tempfile::TempDir;
 
 use super::*;
+use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::testing::{Buffer, GuestRing, TestGuest, Transport};
 
-const VERSION_1: u64 = 1 << 32;
 const SIZE: u16 = 16;
 
 /// A guest with a terminal on two pipes, and one named port on a socket.
@@ -54,7 +54,7 @@ impl World {
         let resizer = console.resizer();
         let mut guest = TestGuest::new(on, console);
         let queues = if features & F_MULTIPORT != 0 { 6 } else { 2 };
-        let rings = guest.start_queues(VERSION_1 | features, &vec![SIZE; queues]);
+        let rings = guest.start_queues(RING_FEATURES | features, &vec![SIZE; queues]);
         Self {
             guest,
             rings,
@@ -213,6 +213,97 @@ fn a_named_port_carries_bytes_both_ways_and_says_who_is_there() {
 }
 
 #[test]
+fn a_peer_that_hangs_up_unread_makes_way_for_the_next() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        for _ in 0..3 {
+            let mut peer = world.connect();
+            peer.write_all(&[1; 10_000]).unwrap();
+            world.guest.run();
+            drop(peer);
+            world.guest.run();
+            assert_eq!(
+                world.guest.run(),
+                0,
+                "asleep though the dead peer has said more"
+            );
+        }
+        let mut last = world.connect();
+        last.write_all(b"still here").unwrap();
+        world.guest.run();
+        let told: Vec<_> = world.heard().iter().map(|told| (told.1, told.2)).collect();
+        let (open, closed) = ((PORT_OPEN, 1), (PORT_OPEN, 0));
+        assert_eq!(told, [open, closed, open, closed, open, closed, open]);
+        let bytes = world.receive(DATA_IN, 8, 2048).concat();
+        assert!(bytes.ends_with(b"still here"), "{}", bytes.len());
+    }
+}
+
+#[test]
+fn the_last_words_of_a_peer_reach_a_slow_guest_before_it_is_told() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        let mut peer = world.connect();
+        assert_eq!(world.heard(), [(1, PORT_OPEN, 1, vec![])]);
+        peer.write_all(&[1; 10_000]).unwrap();
+        world.guest.run();
+        drop(peer);
+        world.guest.run();
+        assert!(world.heard().is_empty());
+        let mut got = 0;
+        while got < 10_000 {
+            let parts = world.receive(DATA_IN, 2, 1000);
+            assert!(!parts.is_empty(), "{got}");
+            got += parts.iter().map(Vec::len).sum::<usize>();
+        }
+        assert_eq!(world.heard(), [(1, PORT_OPEN, 0, vec![])]);
+    }
+}
+
+#[test]
+fn an_error_of_one_port_leaves_the_others_input() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        let mut peer = world.connect();
+        // A buffer outside the memory, found when the terminal is worked on; both have input by then.
+        let ring = &mut world.rings[TERMINAL_IN];
+        ring.descriptor(0, 1 << 40, 64, 2, 0);
+        ring.offer(0);
+        ring.publish();
+        world.keyboard.write_all(b"lost").unwrap();
+        peer.write_all(b"kept").unwrap();
+        world.guest.run();
+        assert_ne!(world.guest.status() & 0x40, 0, "needs a reset");
+        let sizes = [SIZE; 6];
+        world.rings = world
+            .guest
+            .start_queues(RING_FEATURES | F_MULTIPORT, &sizes);
+        world.offered = Default::default();
+        world.tell(1, PORT_OPEN, 1);
+        assert_eq!(world.receive(DATA_IN, 1, 64), [b"kept"]);
+    }
+}
+
+#[test]
+fn each_of_many_requests_is_seen_by_a_driver_that_rings_when_asked() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        let mut peer = world.connect();
+        for round in 0..100_u8 {
+            world.print(TERMINAL_OUT, &[round]);
+            assert_eq!(world.on_screen(1), [round]);
+            world.keyboard.write_all(&[round]).unwrap();
+            world.guest.run();
+            assert_eq!(world.receive(TERMINAL_IN, 1, 8), [[round]]);
+            peer.write_all(&[round]).unwrap();
+            world.guest.run();
+            assert_eq!(world.receive(DATA_IN, 1, 8), [[round]]);
+            world.rings[TERMINAL_OUT].reuse_buffers();
+        }
+    }
+}
+
+#[test]
 fn a_guest_that_does_not_read_leaves_its_peer_alone() {
     for &on in Transport::ALL {
         let mut world = World::open(on);
@@ -298,7 +389,7 @@ fn a_reset_forgets_the_driver_and_keeps_the_peers() {
         world.guest.reset();
         world.rings = world
             .guest
-            .start_queues(VERSION_1 | F_MULTIPORT, &[SIZE; 6]);
+            .start_queues(RING_FEATURES | F_MULTIPORT, &[SIZE; 6]);
         world.offered = Default::default();
         assert!(world.heard().is_empty());
         world.tell(1, PORT_READY, 1);

@@ -8,11 +8,13 @@ mod mmio;
 pub(crate) mod pci;
 mod ring;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use event_manager::{EventManager, SubscriberOps};
-use vm_memory::GuestAddress;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use ring::{
@@ -119,6 +121,16 @@ pub struct TestGuest {
     doorbells: Arc<[EventFd]>,
     line: EventFd,
     thread: EventManager<VirtioWorker>,
+    /// The features the driver has taken.
+    features: u64,
+    queues: BTreeMap<u16, Bell>,
+}
+
+/// What a driver remembers of a queue to know whether the device wants to be told.
+struct Bell {
+    registers: QueueRegisters,
+    /// The available index when it was last thought about.
+    considered: u16,
 }
 
 impl TestGuest {
@@ -151,6 +163,8 @@ impl TestGuest {
             doorbells,
             line,
             thread,
+            features: 0,
+            queues: BTreeMap::new(),
         }
     }
 
@@ -230,6 +244,7 @@ impl TestGuest {
     /// Resets the device.
     pub fn reset(&mut self) {
         self.write(Register::Status, 0);
+        self.queues.clear();
     }
 
     /// The features the device offers.
@@ -251,6 +266,7 @@ impl TestGuest {
 
     /// Writes the features the driver takes, in whatever status.
     pub fn write_features(&mut self, features: u64) {
+        self.features = features;
         let (low, high) = halves(features);
         self.write(Register::DriverFeaturesSelect, 0);
         self.write(Register::DriverFeatures, low);
@@ -291,6 +307,11 @@ impl TestGuest {
         }
         if registers.ready {
             self.write(Register::QueueReady, 1);
+            let bell = Bell {
+                registers: *registers,
+                considered: 0,
+            };
+            self.queues.insert(index, bell);
         }
     }
 
@@ -320,13 +341,55 @@ impl TestGuest {
         self.start(features, size)
     }
 
-    /// Notifies queue `index` and leaves the work to a later [`run`](Self::run).
+    /// Whether the device wants to be told of what lies in queue `index` now (virtio 1.2 §2.7.10, §2.7.7.2): by its
+    /// event index, or by the flag in the used ring. A queue that lies nowhere is always told of.
+    fn wants_ring(&mut self, index: u16) -> bool {
+        let event_index = self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let memory = &self.memory;
+        let load = |address| -> Option<u16> {
+            let value = memory.load(GuestAddress(address), Ordering::SeqCst);
+            value.ok().map(u16::from_le)
+        };
+        let Some(Bell {
+            registers,
+            considered,
+        }) = self.queues.get_mut(&index)
+        else {
+            return true;
+        };
+        let event_at = registers.used + 4 + 8 * u64::from(registers.size);
+        let read = (
+            load(registers.available + 2),
+            load(event_at),
+            load(registers.used),
+        );
+        let (Some(available), Some(event), Some(flags)) = read else {
+            return true;
+        };
+        let before = std::mem::replace(considered, available);
+        if event_index {
+            available.wrapping_sub(event).wrapping_sub(1) < available.wrapping_sub(before)
+        } else {
+            flags & 1 == 0
+        }
+    }
+
+    /// Notifies queue `index`, wanted or not, and leaves the work to a later [`run`](Self::run).
     pub fn ring(&mut self, index: u16) {
         self.registers.ring(index);
     }
 
-    /// Notifies queue `index`, and lets the device thread work until it has nothing left to do.
+    /// Does what a driver does that has made requests available: notifies queue `index` if the device wants to be told.
+    /// Then lets the device thread work until it has nothing left to do.
     pub fn notify(&mut self, index: u16) {
+        if self.wants_ring(index) {
+            self.ring(index);
+        }
+        self.run();
+    }
+
+    /// As [`notify`](Self::notify), for a driver that notifies whether or not the device wants to be told.
+    pub fn ring_anyway(&mut self, index: u16) {
         self.ring(index);
         self.run();
     }
