@@ -154,3 +154,17 @@ fn bad_configurations_say_what_is_wrong() {
         assert!(said.contains(expected), "{config}: {said}");
     }
 }
+
+#[test]
+fn a_file_system_that_nobody_serves_is_named() {
+    let folder = TempDir::new().unwrap();
+    let kernel = folder.path().join("kernel");
+    let socket = folder.path().join("socket");
+    let fs = format!(
+        r#", "fs": [{{"tag": "share", "socket": "{}"}}]"#,
+        socket.display()
+    );
+    let (code, said) = with_config(&boot(kernel.to_str().unwrap(), &fs));
+    assert_eq!(code, Some(BAD_CONFIGURATION), "{said}");
+    assert!(said.contains("share") && said.contains("socket"), "{said}");
+}

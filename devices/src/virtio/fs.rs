@@ -1,7 +1,7 @@
 //! The file system device (virtio 1.2 §5.11): carries FUSE requests to a program of the host, by vhost-user.
 //!
-//! Once that program is gone for whatever reason, the device answers every request by itself: not connected. What the
-//! program had taken and not answered stays so, because nobody knows what it was.
+//! Once that program is gone for whatever reason, the device answers every request by itself: not connected. So it
+//! does what the program has left unanswered.
 
 use std::error::Error;
 use std::os::unix::net::UnixStream;
@@ -64,8 +64,8 @@ impl Fs {
         self.backend.close();
         let mut lost = 0;
         for queue in self.queues.iter_mut().flatten() {
-            // Memory that was there at the start of the queue is there still.
-            lost += queue.take_over(None).map_or(0, u32::from);
+            // What a driver has broken is found again when the queue is served next.
+            lost += queue.recover(&mut self.chain, refuse).map_or(0, u32::from);
         }
         let cause = error.source().map(|cause| format!(": {cause}"));
         log::error!(
@@ -128,24 +128,29 @@ impl VirtioDevice for Fs {
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        let mut queue = self.queues.get_mut(usize::from(index))?.take()?;
+        let number = usize::from(index);
+        let queue = self.queues.get_mut(number)?.as_mut()?;
         if self.backend.is_alive() {
-            let next_available = self.backend.stop(index).unwrap_or_else(|error| {
-                self.lose(&error);
-                None
-            });
-            // Memory that was there at the start of the queue is there still.
-            let _ = queue.take_over(next_available);
+            match self.backend.stop(index) {
+                // Memory that was there at the start of the queue is there still.
+                Ok(Some(next_available)) => drop(queue.stopped_at(next_available)),
+                Ok(None) => {}
+                Err(error) => self.lose(&error),
+            }
         }
+        let queue = self.queues.get_mut(number)?.take()?;
         Some(queue.state())
     }
 
     fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
-        if self.backend.is_alive() {
-            self.backend.kick(index);
-            return Ok(Progress::Idle);
+        if !self.backend.is_alive() {
+            return self.serve(index);
         }
-        self.serve(index)
+        self.backend.kick(index);
+        if let Some(Some(queue)) = self.queues.get_mut(usize::from(index)) {
+            queue.follow()?;
+        }
+        Ok(Progress::Idle)
     }
 
     fn sources(&self) -> Vec<Source> {
@@ -155,8 +160,9 @@ impl VirtioDevice for Fs {
     fn wake(&mut self, index: usize) -> Result<Progress, QueueError> {
         if index < self.queues.len() {
             if self.backend.is_alive()
-                && let Some(queue) = &self.queues[index]
+                && let Some(queue) = &mut self.queues[index]
             {
+                queue.follow()?;
                 queue.pass_on_interrupt();
             }
             return Ok(Progress::Idle);

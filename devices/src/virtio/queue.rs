@@ -122,6 +122,8 @@ pub struct Virtqueue {
     signalled: u16,
     /// One bit for each head the device has taken and not given back.
     in_flight: Box<[u64]>,
+    /// `in_flight` is right: always, but where another serves the rings faster than he is followed.
+    followed: bool,
 }
 
 impl Virtqueue {
@@ -179,6 +181,7 @@ impl Virtqueue {
             available: state.next_available,
             signalled: state.next_used,
             in_flight: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
+            followed: true,
         })
     }
 
@@ -216,20 +219,102 @@ impl Virtqueue {
         self.interrupt.signal();
     }
 
-    /// Goes on where another stopped who has served the rings so far: at `next_available`, or else after everything that
-    /// is there. Returns how many requests he has left unanswered: which ones, the rings do not say.
-    pub fn take_over(&mut self, next_available: Option<u16>) -> Result<u16, QueueError> {
-        let next_available = match next_available {
-            Some(index) => index,
-            None => self.load_available(2, Ordering::Acquire)?,
-        };
-        let used = GuestAddress(self.used_ring + 2);
-        let used = memory::load(&self.memory, used, Ordering::Acquire)
-            .map(u16::from_le)
-            .map_err(QueueError::Memory)?;
-        (self.next_available, self.available) = (next_available, next_available);
+    /// Notes what the driver has given, and what was given back to it, since the last call: while another serves the
+    /// rings, so that [`recover`](Self::recover) knows what he has left. Up to a queue's worth of either can be found.
+    pub fn follow(&mut self) -> Result<(), QueueError> {
+        // In this order, nothing is seen given back that was not seen given.
+        let used = self.load_used_index()?;
+        let available = self.load_available(2, Ordering::Acquire)?;
+        let (first_used, first_available) = (self.next_used, self.next_available);
+        let size = self.size;
+        for index in (0..size).map(|i| first_available.wrapping_add(i)) {
+            if index == available {
+                break;
+            }
+            let head = self.load_available(4 + 2 * u64::from(index % size), Ordering::Relaxed)?;
+            self.toggle(u32::from(head));
+        }
+        for index in (0..size).map(|i| first_used.wrapping_add(i)) {
+            if index == used {
+                break;
+            }
+            let entry = GuestAddress(self.used_ring + 4 + 8 * u64::from(index % size));
+            let head: u32 = memory::read(&self.memory, entry).map_err(QueueError::Memory)?;
+            self.toggle(u32::from_le(head));
+        }
+        // What was written over meanwhile was not seen.
+        fence(Ordering::Acquire);
+        let seen = self.load_used_index()?.wrapping_sub(first_used) <= size
+            && self
+                .load_available(2, Ordering::Acquire)?
+                .wrapping_sub(first_available)
+                <= size;
+        self.followed &= seen;
+        if available == used {
+            self.in_flight.fill(0);
+            self.followed = true;
+        }
+        (self.next_available, self.available) = (available, available);
         (self.next_used, self.signalled) = (used, used);
-        Ok(next_available.wrapping_sub(used))
+        Ok(())
+    }
+
+    /// Notes that `head` was given, or given back: the one always follows the other.
+    fn toggle(&mut self, head: u32) {
+        match u16::try_from(head) {
+            Ok(head) if head < self.size => {
+                let (word, bit) = in_flight_bit(head);
+                self.in_flight[word] ^= bit;
+            }
+            _ => self.followed = false,
+        }
+    }
+
+    /// Answers with `handle` what another who has served the rings has left, and goes on in his place. Returns how many
+    /// requests stay unanswered because it is not known which they are.
+    pub fn recover(
+        &mut self,
+        chain: &mut Chain,
+        mut handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<u32, QueueError>,
+    ) -> Result<u16, QueueError> {
+        self.follow()?;
+        let left: Vec<u16> = (0..self.size)
+            .filter(|&head| {
+                let (word, bit) = in_flight_bit(head);
+                self.in_flight[word] & bit != 0
+            })
+            .collect();
+        let expected = self.next_available.wrapping_sub(self.next_used);
+        self.in_flight.fill(0);
+        if !self.followed || left.len() != usize::from(expected) {
+            return Ok(expected);
+        }
+        let memory = self.memory.clone();
+        for head in left {
+            let table = GuestAddress(self.descriptors);
+            chain.load(&memory, table, self.size, head, self.indirect)?;
+            let written = handle(&memory, chain)?;
+            self.complete(head, written)?;
+        }
+        self.signal_used()?;
+        Ok(0)
+    }
+
+    /// Notes that another who has served the rings would have taken the entry `next_available` next.
+    pub fn stopped_at(&mut self, next_available: u16) -> Result<(), QueueError> {
+        self.next_used = self.load_used_index()?;
+        self.next_available = next_available;
+        Ok(())
+    }
+
+    fn load_used_index(&self) -> Result<u16, QueueError> {
+        memory::load(
+            &self.memory,
+            GuestAddress(self.used_ring + 2),
+            Ordering::Acquire,
+        )
+        .map(u16::from_le)
+        .map_err(QueueError::Memory)
     }
 
     /// Takes the next request into `chain`. `false` where there is none.

@@ -218,6 +218,68 @@ fn requests_are_refused_once_the_backend_has_gone() {
 }
 
 #[test]
+fn what_a_lost_backend_has_left_unanswered_is_refused() {
+    for &on in Transport::ALL {
+        let (stream, peer) = Peer::faulty(Request::SetVringEnable, Fault::Hold);
+        let (mut guest, mut rings) = start(on, stream);
+        let ring = &mut rings[1];
+        let mut expected = Vec::new();
+        // Far more than the ring has entries.
+        for unique in 0..300 {
+            let (head, answer) = if unique % 2 == 1 && expected.len() < 20 {
+                ring.seek_descriptor(2 * u16::try_from(expected.len()).unwrap());
+                let (head, answer) = request(ring, FUSE_INIT, unique, &[]);
+                expected.push((head, answer, unique));
+                guest.ring(1);
+                continue;
+            } else {
+                // Descriptors of what is in flight are not used again.
+                ring.seek_descriptor(40 + u16::try_from(unique % 10).unwrap() * 2);
+                request(ring, FUSE_INIT, unique & !1, &[])
+            };
+            guest.ring(1);
+            assert_eq!(answered(&mut guest, ring), (head, 0), "{answer:?}");
+        }
+        // It goes unnoticed at first.
+        peer.kill();
+        ring.seek_descriptor(62);
+        let (head, answer) = request(ring, FUSE_INIT, 301, &[]);
+        expected.push((head, answer, 301));
+        guest.ring(1);
+        let mut heads = Vec::new();
+        for _ in &expected {
+            heads.push(answered(&mut guest, ring));
+        }
+        heads.sort_unstable();
+        let all: Vec<_> = expected
+            .iter()
+            .map(|(head, ..)| (*head, ANSWER_LEN))
+            .collect();
+        assert_eq!(heads, all);
+        for (_, answer, unique) in expected {
+            assert_eq!(header(ring, answer), (ANSWER_LEN, -libc::ENOTCONN, unique));
+        }
+        expect_refusals(&mut guest, &mut rings[..1]);
+    }
+}
+
+#[test]
+fn rings_full_of_nonsense_are_left_alone_when_the_backend_is_lost() {
+    for &on in Transport::ALL {
+        let (stream, peer) = Peer::honest();
+        let (mut guest, mut rings) = start(on, stream);
+        peer.kill();
+        // A head that is none, and an index further ahead than there are entries.
+        rings[0].offer(9999);
+        rings[0].publish();
+        rings[1].set_available_index(200);
+        guest.run();
+        assert_eq!((rings[0].pending(), rings[1].pending()), (0, 0));
+        expect_refusals(&mut guest, &mut rings[..1]);
+    }
+}
+
+#[test]
 fn a_backend_that_breaks_the_protocol_at_the_start_of_a_queue_is_left() {
     let at_start = [
         Request::SetFeatures,

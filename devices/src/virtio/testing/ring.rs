@@ -198,6 +198,11 @@ impl GuestRing {
         data
     }
 
+    /// Takes the descriptors of the next request from `index` on.
+    pub fn seek_descriptor(&mut self, index: u16) {
+        self.next_descriptor = index;
+    }
+
     /// Offers and publishes a request of `buffers` and returns its head.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
         let head = self.next_descriptor;

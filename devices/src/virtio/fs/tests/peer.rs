@@ -70,6 +70,8 @@ pub(super) enum Fault {
     File,
     /// There is no answer.
     Silent,
+    /// After it, only every other request of the guest is answered.
+    Hold,
 }
 
 const REPLY: u32 = 1 << 2 | 1;
@@ -221,6 +223,18 @@ impl Server {
             return;
         };
         let mut chain = Chain::default();
+        if self.fault.is_some_and(|(_, fault)| fault == Fault::Hold) {
+            let memory = queue.memory().clone();
+            while queue.pop(&mut chain).unwrap() || queue.resume_notifications().unwrap() {
+                let mut request = [0; 16];
+                assert!(chain.readable.read(&memory, &mut request).unwrap());
+                if request[8] % 2 == 0 {
+                    queue.complete(chain.head(), 0).unwrap();
+                }
+                queue.signal_used().unwrap();
+            }
+            return;
+        }
         let served = &mut self.report.served;
         let mut answer = |memory: &GuestMemory, chain: &mut Chain| {
             let mut request = [0; 16];
@@ -276,8 +290,10 @@ impl Server {
             .concat()
         };
         match (fault.map(|(_, fault)| fault), reply) {
-            (None, None) | (Some(Fault::Silent), _) => {}
-            (None, Some(reply)) => self.stream.write_all(&message(number, &reply))?,
+            (None | Some(Fault::Hold), None) | (Some(Fault::Silent), _) => {}
+            (None | Some(Fault::Hold), Some(reply)) => {
+                self.stream.write_all(&message(number, &reply))?;
+            }
             (Some(Fault::Close), _) => return Ok(false),
             (Some(Fault::Garbage), _) => self.stream.write_all(&message(99, &[0xff; 8]))?,
             (Some(Fault::Refuse), _) => {
