@@ -1,5 +1,6 @@
 //! The `debian` guest: a real Debian with its own kernel, initial RAM disk, init and a login, made by mmdebstrap from a
-//! mirror. Debian's own tools write its boot entry; nothing in it is made for Daruma.
+//! mirror. Debian's own tools write its boot entry. No driver or program in it is made for Daruma; what is ours are
+//! settings: the files listed below, among them longer timeouts of systemd for emulated processors (`patience.conf`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
