@@ -75,13 +75,13 @@ pub struct Drive {
 }
 
 /// All images of a guest, found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
     /// bzImage or ELF.
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// What its own disk boots; `kernel` and `initrd` are copies that are to be removed.
+    /// What its own disk boots; `kernel` and `initrd` are copies that are removed with it.
     pub own: Option<OwnKernel>,
     /// Disks in their order.
     pub drives: Vec<Drive>,

@@ -11,6 +11,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -91,8 +92,24 @@ pub enum OwnKernelError {
     },
 }
 
-/// What a guest's own disk boots, copied to files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A guest that is stopped and started again may have two preparations at a time: each has files of its own.
+static PREPARATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Files that are removed with this: the VMM has loaded them, or never will.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Copies(Vec<PathBuf>);
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // One that stays costs memory, no more.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// What a guest's own disk boots, copied to files, which are removed when this is dropped.
+#[derive(Debug, PartialEq, Eq)]
 pub struct OwnKernel {
     /// The kernel.
     pub kernel: PathBuf,
@@ -102,6 +119,7 @@ pub struct OwnKernel {
     pub cmdline: String,
     /// Where the entry stands.
     pub origin: String,
+    copies: Copies,
 }
 
 impl OwnKernel {
@@ -139,17 +157,6 @@ impl OwnKernel {
             })?;
         // A reader that still writes when the pipe is closed ends by that; one that computes for ever, by its limits.
         receive(BufReader::new(answer), disk, folder, memory_mib, extra)
-    }
-
-    /// Removes the copies: the VMM has loaded them, or never will.
-    pub fn remove(&self) {
-        for path in [Some(&self.kernel), self.initrd.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            // Left behind, they cost memory until the next start writes them anew.
-            let _ = fs::remove_file(path);
-        }
     }
 }
 
@@ -195,15 +202,12 @@ fn receive(
         });
     }
     fs::create_dir_all(folder).map_err(failed("create", folder))?;
-    let mut own = OwnKernel {
-        kernel: folder.join("disk-kernel"),
-        initrd: None,
-        cmdline: command_line(&cmdline, extra),
-        origin: origin.replace(char::is_control, " "),
-    };
+    let mut copies = Copies::default();
+    let number = PREPARATIONS.fetch_add(1, Ordering::Relaxed);
     let mut copy = |name: &str, length: u64| {
-        let path = folder.join(name);
+        let path = folder.join(format!("{name}-{number}"));
         let mut file = File::create(&path).map_err(failed("create", &path))?;
+        copies.0.push(path.clone());
         let copied = io::copy(&mut answer.by_ref().take(length), &mut file)
             .map_err(failed("write", &path))?;
         if copied != length {
@@ -213,20 +217,17 @@ fn receive(
         }
         Ok(path)
     };
-    let copied = copy("disk-kernel", kernel).and_then(|_| {
-        own.initrd = (initrd > 0)
-            .then(|| copy("disk-initrd", initrd))
-            .transpose()?;
-        Ok(())
-    });
-    match copied {
-        Ok(()) => Ok(own),
-        Err(error) => {
-            own.initrd = Some(folder.join("disk-initrd"));
-            own.remove();
-            Err(error)
-        }
-    }
+    let kernel = copy("disk-kernel", kernel)?;
+    let initrd = (initrd > 0)
+        .then(|| copy("disk-initrd", initrd))
+        .transpose()?;
+    Ok(OwnKernel {
+        kernel,
+        initrd,
+        cmdline: command_line(&cmdline, extra),
+        origin: origin.replace(char::is_control, " "),
+        copies,
+    })
 }
 
 /// The entry's own words, a console if it names none, and what the machine file adds.
@@ -263,6 +264,10 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .map(|name| {
+                name.trim_end_matches(|c: char| c.is_ascii_digit())
+                    .to_owned()
+            })
             .collect();
         left.sort();
         (result, left)
@@ -285,12 +290,29 @@ mod tests {
         let (result, left) = answer(&[&header(6, 3)[..], b"kernelinixx"].concat());
         let own = result.unwrap();
         assert_eq!(own.cmdline, "root=/dev/vda1 ro console=ttyS0 extra");
-        assert_eq!(left, ["disk-initrd", "disk-kernel"]);
+        assert_eq!(left, ["disk-initrd-", "disk-kernel-"]);
         let (result, left) = answer(&[&header(6, 0)[..], b"kernel"].concat());
         assert_eq!(
             (result.unwrap().initrd, left),
-            (None, vec!["disk-kernel".to_owned()])
+            (None, vec!["disk-kernel-".to_owned()])
         );
+    }
+
+    #[test]
+    fn two_preparations_of_a_guest_have_files_of_their_own_which_go_with_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |kernel: &[u8]| {
+            let bytes = [&header(6, 3)[..], kernel, b"ini"].concat();
+            receive(&bytes[..], Path::new("/d.img"), folder.path(), 64, "").unwrap()
+        };
+        let (first, second) = (read(b"first."), read(b"second"));
+        let kernel = first.kernel.clone();
+        assert_eq!(fs::read(&kernel).unwrap(), b"first.");
+        drop(first);
+        assert!(!kernel.exists());
+        assert_eq!(fs::read(&second.kernel).unwrap(), b"second");
+        drop(second);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

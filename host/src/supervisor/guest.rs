@@ -89,6 +89,8 @@ pub struct Guest {
     pub phase: Phase,
     /// Its falls.
     pub life: Lifecycle,
+    /// How many times its images were looked for: what comes of an earlier time is not used.
+    pub preparations: u64,
     /// Its images as last found: what it claims.
     pub images: Option<Prepared>,
     /// It is to be started again when it is down, because a user asked for a restart.
@@ -124,6 +126,7 @@ impl Guest {
             detail: String::new(),
             phase: Phase::Down,
             life: Lifecycle::default(),
+            preparations: 0,
             images: None,
             start_when_down: false,
             addresses: Vec::new(),
@@ -132,9 +135,9 @@ impl Guest {
     }
 
     /// Removes the copies of what its own disk boots.
-    pub fn remove_copies(&self) {
-        if let Some(own) = self.images.as_ref().and_then(|images| images.own.as_ref()) {
-            own.remove();
+    pub fn remove_copies(&mut self) {
+        if let Some(images) = &mut self.images {
+            images.own = None;
         }
     }
 

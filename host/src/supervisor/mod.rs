@@ -80,6 +80,8 @@ enum Message {
     Loaded(Box<Loaded>),
     Prepared {
         guest: usize,
+        /// Which of the guest's preparations this was.
+        preparation: u64,
         result: Result<Prepared, ImageError>,
     },
     Network(News),

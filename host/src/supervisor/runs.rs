@@ -80,6 +80,7 @@ impl Supervisor {
                 continue;
             };
             guest.phase = Phase::Preparing;
+            guest.preparations += 1;
             self.set_state(*index, State::Starting, why);
             if needs_disk(&config) {
                 on_disks.push((*index, config));
@@ -96,11 +97,16 @@ impl Supervisor {
         let mailbox = self.mailbox.clone();
         let images = Arc::clone(&self.images);
         let indices: Vec<_> = guests.iter().map(|(index, _)| *index).collect();
+        let numbers: Vec<_> = self.guests.iter().map(|guest| guest.preparations).collect();
         let work = move || {
             // The loader set it before there was any guest.
             if let Some(images) = images.get() {
                 images.prepare(guests, |guest, result| {
-                    mailbox.send(Message::Prepared { guest, result });
+                    mailbox.send(Message::Prepared {
+                        guest,
+                        preparation: numbers.get(guest).copied().unwrap_or_default(),
+                        result,
+                    });
                 });
             }
         };
@@ -116,7 +122,12 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn prepared(&mut self, index: usize, result: Result<Prepared, ImageError>) {
+    pub(super) fn prepared(
+        &mut self,
+        index: usize,
+        preparation: u64,
+        result: Result<Prepared, ImageError>,
+    ) {
         for remark in self
             .images
             .get()
@@ -125,8 +136,9 @@ impl Supervisor {
         {
             self.console.say(&format!("host: {remark}"));
         }
-        if !matches!(self.guests[index].phase, Phase::Preparing) {
-            // Stopped while it was waiting for its images.
+        let guest = &self.guests[index];
+        if !matches!(guest.phase, Phase::Preparing) || guest.preparations != preparation {
+            // Stopped while it was waiting for its images, and perhaps started again since.
             return;
         }
         match result

@@ -97,7 +97,11 @@ impl Supervisor {
                 while let Ok(message) = self.mail.try_recv() {
                     match message {
                         Message::Loaded(loaded) => self.install(*loaded),
-                        Message::Prepared { guest, result } => self.prepared(guest, result),
+                        Message::Prepared {
+                            guest,
+                            preparation,
+                            result,
+                        } => self.prepared(guest, preparation, result),
                         Message::Network(news) => self.network(news),
                     }
                 }
