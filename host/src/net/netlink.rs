@@ -4,10 +4,15 @@
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 use nix::libc::{MSG_DONTWAIT, NLMSG_ERROR};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
 
 /// Acknowledgements repeat their request unless they are capped; ours are short either way.
 const RECEIVE: usize = 32 * 1024;
+/// Room for some 10,000 packet filter rules, taken only while they are sent.
+const SEND: usize = 4 << 20;
 const HEADER: usize = 16;
 
 /// The socket.
@@ -27,6 +32,10 @@ impl Netlink {
         socket.connect(&SocketAddr::new(0, 0))?;
         // Not every kernel knows it, and without it answers are longer, not wrong.
         let _ = socket.set_cap_ack(true);
+        // A batch is one message to the socket and must fit. Without the right to more than the usual maximum, that.
+        if setsockopt(&socket, SndBufForce, &SEND).is_err() {
+            let _ = setsockopt(&socket, SndBuf, &SEND);
+        }
         Ok(Self {
             socket,
             sequence: 0,
@@ -39,7 +48,7 @@ impl Netlink {
         self.sequence
     }
 
-    /// Sends messages, each of which asks for an acknowledgement; the first refusal is the error.
+    /// Sends messages, the last of which asks for an acknowledgement; the first refusal is the error.
     ///
     /// # Errors
     /// The kernel refused one of the messages.
@@ -59,6 +68,10 @@ impl Netlink {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // So many refusals that they found no room; the rest of them is read before anything else is asked.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    refused.get_or_insert(Errno::ENOBUFS as i32);
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -51,6 +51,8 @@ pub fn delete(table: &str, sequence: impl FnMut() -> u32) -> Vec<u8> {
 
 struct Batch<S> {
     bytes: Vec<u8>,
+    /// Where the flags of the last command are.
+    last_flags: Option<usize>,
     sequence: S,
 }
 
@@ -58,13 +60,23 @@ impl<S: FnMut() -> u32> Batch<S> {
     fn begin(sequence: S) -> Self {
         let mut batch = Self {
             bytes: Vec::new(),
+            last_flags: None,
             sequence,
         };
         batch.message(BATCH_BEGIN, UNSPECIFIED, SUBSYSTEM, 0, &[]);
         batch
     }
 
+    /// Only the last command asks for an acknowledgement, which stands for all: refusals come unasked, and as many
+    /// acknowledgements as a large table has rules would overflow the socket that they are read from.
     fn end(mut self) -> Vec<u8> {
+        if let Some(flags) = self
+            .last_flags
+            .and_then(|at| self.bytes.get_mut(at..)?.first_chunk_mut::<2>())
+        {
+            let with_answer = i32::from(u16::from_ne_bytes(*flags)) | libc::NLM_F_ACK;
+            *flags = u16::try_from(with_answer).unwrap_or_default().to_ne_bytes();
+        }
         self.message(BATCH_END, UNSPECIFIED, SUBSYSTEM, 0, &[]);
         self.bytes
     }
@@ -84,17 +96,12 @@ impl<S: FnMut() -> u32> Batch<S> {
     }
 
     fn command(&mut self, command: u16, attributes: &[u8]) {
-        let flags = libc::NLM_F_ACK
-            | if command == DELETE_TABLE {
-                0
-            } else {
-                libc::NLM_F_CREATE
-            }
-            | if command == NEW_RULE {
-                libc::NLM_F_APPEND
-            } else {
-                0
-            };
+        let flags = match command {
+            DELETE_TABLE => 0,
+            NEW_RULE => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
+            _ => libc::NLM_F_CREATE,
+        };
+        self.last_flags = Some(self.bytes.len() + 6);
         self.message(SUBSYSTEM << 8 | command, IPV4, 0, flags, attributes);
     }
 
@@ -307,5 +314,23 @@ mod tests {
             rest = &rest[length..];
         }
         assert_eq!(numbers, [1, 2, 3]);
+    }
+
+    #[test]
+    fn only_the_last_command_of_a_batch_asks_for_an_answer() {
+        let batch = replace("t", &[], || 0);
+        let mut rest = &batch[..];
+        let mut asks = Vec::new();
+        while !rest.is_empty() {
+            let length =
+                usize::try_from(u32::from_ne_bytes(rest[..4].try_into().unwrap())).unwrap();
+            let flags = u16::from_ne_bytes(rest[6..8].try_into().unwrap());
+            asks.push(i32::from(flags) & libc::NLM_F_ACK != 0);
+            rest = &rest[length..];
+        }
+        // Begin, three of the table, four chains, end.
+        let mut wanted = [false; 9];
+        wanted[7] = true;
+        assert_eq!(asks, wanted);
     }
 }

@@ -75,6 +75,8 @@ pub struct Table {
     socket: Netlink,
     name: String,
     present: Vec<Rule>,
+    /// Rules were sent: whatever was answered, the kernel may have them.
+    attempted: bool,
 }
 
 impl Table {
@@ -87,6 +89,7 @@ impl Table {
             socket: Netlink::open(NETLINK_NETFILTER)?,
             name: name.to_owned(),
             present: Vec::new(),
+            attempted: false,
         })
     }
 
@@ -99,6 +102,7 @@ impl Table {
             return Ok(());
         }
         let batch = encode::replace(&self.name, &rules, || self.socket.next_sequence());
+        self.attempted = true;
         self.socket.send(&batch)?;
         self.present = rules;
         Ok(())
@@ -107,7 +111,7 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        if !self.present.is_empty() {
+        if self.attempted {
             let batch = encode::delete(&self.name, || self.socket.next_sequence());
             // What cannot be removed now never can; the interfaces that it speaks of go as well.
             let _ = self.socket.send(&batch);
