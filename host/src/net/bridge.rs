@@ -24,6 +24,11 @@ pub fn create(rtnl: &mut Rtnl, first: usize) -> io::Result<Link> {
             Err(error) => return Err(error),
             Ok(()) => {
                 let link = links::find(&name).ok_or(io::ErrorKind::NotFound)?;
+                if let Err(error) = without_ipv6(&name) {
+                    // What cannot be closed must not be open.
+                    let _ = rtnl.delete(link.index);
+                    return Err(error);
+                }
                 // Ports of one bridge that talk by way of the host are meant to.
                 let _ = set_option(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
                 rtnl.up(link.index)?;
@@ -32,6 +37,16 @@ pub fn create(rtnl: &mut Rtnl, first: usize) -> io::Result<Link> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Gives the host no IPv6 address on a bridge: its packet filter rules are for IPv4 alone, and by a link-local address
+/// any guest could reach what the host serves. What guests say to each other and to the wire passes as before.
+fn without_ipv6(bridge: &str) -> io::Result<()> {
+    match set_option(&format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1") {
+        // This kernel has no IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// Has the host take nothing in from a bridge and route nothing: it has no address there, so a strict look at where

@@ -18,6 +18,8 @@ pub struct Link {
     pub index: u32,
     /// Its hardware address.
     pub mac: Mac,
+    /// That address is the one it was made with, neither drawn by lot nor set later.
+    pub own_mac: bool,
     /// It is on and its cable leads somewhere.
     pub carrier: bool,
     /// It is a wired card, not something that software made.
@@ -54,6 +56,8 @@ pub fn find(name: &str) -> Option<Link> {
         name: name.to_owned(),
         index: read("ifindex")?.parse().ok()?,
         mac: read("address")?.parse().ok()?,
+        // NET_ADDR_PERM of linux/netdevice.h.
+        own_mac: read("addr_assign_type").is_some_and(|kind| kind == "0"),
         // Reading it from an interface that is off is an error.
         carrier: read("carrier").is_some_and(|carrier| carrier == "1"),
         wired: folder.join("device").exists() && !wireless,
@@ -91,6 +95,7 @@ mod tests {
             name: format!("eth{index}"),
             index,
             mac: Mac([2, 0, 0, 0, 0, 1]),
+            own_mac: true,
             carrier,
             wired: true,
             bridged: false,

@@ -187,11 +187,28 @@ fn remove(taps: &[Tap]) {
 /// What tells this machine from others: two of them on one network must not give their guests the same addresses.
 fn board() -> String {
     let read = |path| fs::read_to_string(path).ok();
-    read("/sys/class/dmi/id/product_uuid")
-        .or_else(|| read("/etc/machine-id"))
+    let texts = ["/sys/class/dmi/id/product_uuid", "/etc/machine-id"].map(read);
+    identity(texts.into_iter().flatten(), &links::scan())
+}
+
+/// The first of the texts that is a number of this machine's own, or else the address that its first wired card was made
+/// with: firmware that was told no UUID has none to tell.
+fn identity(texts: impl IntoIterator<Item = String>, links: &[links::Link]) -> String {
+    let number = |text: &str| {
+        let mut digits = text.chars().filter(|character| *character != '-');
+        let blank = |digit| text.trim_matches([digit, '-']).is_empty();
+        digits.all(|digit| digit.is_ascii_hexdigit()) && !blank('0') && !blank('f') && !blank('F')
+    };
+    let mut texts = texts.into_iter().map(|text| text.trim().to_owned());
+    let card = || {
+        let own = links.iter().filter(|link| link.wired && link.own_mac);
+        own.min_by_key(|link| &link.name)
+            .map(|link| link.mac.to_string())
+    };
+    texts
+        .find(|text| number(text))
+        .or_else(card)
         .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
 
 #[cfg(test)]

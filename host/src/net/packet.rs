@@ -41,13 +41,24 @@ impl PacketSocket {
     /// # Errors
     /// The interface is gone, or we may not.
     pub fn open(index: u32, wanted: Wanted) -> io::Result<Self> {
+        Self::bound(index, &filter(Some(wanted)))
+    }
+
+    /// Opens one that hears nothing and only sends.
+    ///
+    /// # Errors
+    /// The interface is gone, or we may not.
+    pub fn sender(index: u32) -> io::Result<Self> {
+        Self::bound(index, &filter(None))
+    }
+
+    fn bound(index: u32, program: &[libc::sock_filter]) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // Protocol 0 receives nothing: no frame slips in before the filter.
         // SAFETY: takes numbers only.
         let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
         // SAFETY: the descriptor was just made and is nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let program = filter(wanted);
         let length = u16::try_from(program.len()).map_err(io::Error::other)?;
         let program = libc::sock_fprog {
             len: length,
@@ -124,8 +135,8 @@ fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<(
     Ok(())
 }
 
-/// The filter as a classic BPF program.
-fn filter(wanted: Wanted) -> Vec<libc::sock_filter> {
+/// The filter as a classic BPF program; `None` lets nothing through.
+fn filter(wanted: Option<Wanted>) -> Vec<libc::sock_filter> {
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF_INDEXED: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
@@ -139,6 +150,9 @@ fn filter(wanted: Wanted) -> Vec<libc::sock_filter> {
         jt,
         jf,
         k,
+    };
+    let Some(wanted) = wanted else {
+        return vec![op(RETURN, 0, 0, 0)];
     };
     let arp_taken = if wanted.arp { WHOLE } else { 0 };
     vec![

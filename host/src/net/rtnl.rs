@@ -149,21 +149,39 @@ impl Rtnl {
     /// # Errors
     /// The router is in no subnet of the interface.
     pub fn set_default_route(&mut self, index: u32, router: Ipv4Addr) -> io::Result<()> {
-        let mut route = RouteMessage::default();
-        route.header.address_family = AddressFamily::Inet;
-        route.header.table = RouteHeader::RT_TABLE_MAIN;
-        route.header.protocol = RouteProtocol::Static;
-        route.header.scope = RouteScope::Universe;
-        route.header.kind = RouteType::Unicast;
-        route.attributes = vec![
-            RouteAttribute::Gateway(RouteAddress::Inet(router)),
-            RouteAttribute::Oif(index),
-        ];
         self.ask(
-            RouteNetlinkMessage::NewRoute(route),
+            RouteNetlinkMessage::NewRoute(default_route(index, router)),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
     }
+
+    /// Makes a router the way out no longer; one that is not is as good.
+    ///
+    /// # Errors
+    /// We may not.
+    pub fn delete_default_route(&mut self, index: u32, router: Ipv4Addr) -> io::Result<()> {
+        match self.ask(
+            RouteNetlinkMessage::DelRoute(default_route(index, router)),
+            0,
+        ) {
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn default_route(index: u32, router: Ipv4Addr) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.scope = RouteScope::Universe;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![
+        RouteAttribute::Gateway(RouteAddress::Inet(router)),
+        RouteAttribute::Oif(index),
+    ];
+    route
 }
 
 fn address(index: u32, subnet: Subnet) -> AddressMessage {

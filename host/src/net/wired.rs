@@ -16,6 +16,8 @@ use crate::config::{HostAddress, NetworkConfig};
 
 /// Messages read in one go; the rest waits its turn.
 const MAX_AT_ONCE: usize = 16;
+/// After this long a card that could not be used is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The network.
 #[derive(Debug)]
@@ -29,7 +31,15 @@ pub struct Wired {
     config: HostAddress,
     nic: Option<String>,
     name: String,
+    /// The bridge has its hardware address from a card.
+    has_mac: bool,
+    /// The DHCP client, and what it sends through.
     client: Option<(Client, PacketSocket)>,
+    /// What the DHCP client hears, with the index of the card that it listens to: on the bridge any guest could answer
+    /// in the server's place.
+    ear: Option<(u32, PacketSocket)>,
+    /// When a card is tried again.
+    retry: Option<Duration>,
     /// The host's address here, as it was set.
     address: Option<Subnet>,
     router: Option<Ipv4Addr>,
@@ -54,7 +64,10 @@ impl Wired {
             config: config.address,
             nic: config.nic.clone(),
             name: name.to_owned(),
+            has_mac: false,
             client: None,
+            ear: None,
+            retry: None,
             address: None,
             router: None,
             dns: Vec::new(),
@@ -83,16 +96,17 @@ impl Wired {
         &self.dns
     }
 
-    /// The DHCP client's socket.
+    /// What [`Self::receive`] reads.
     #[must_use]
     pub fn socket(&self) -> Option<&PacketSocket> {
-        self.client.as_ref().map(|(_, socket)| socket)
+        self.ear.as_ref().map(|(_, socket)| socket)
     }
 
     /// When [`Self::tick`] has something to do.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
-        self.client.as_ref().and_then(|(client, _)| client.due())
+        let client = self.client.as_ref().and_then(|(client, _)| client.due());
+        client.into_iter().chain(self.retry).min()
     }
 
     /// Whether there is any card, with a link or without.
@@ -119,11 +133,17 @@ impl Wired {
         format!("{card}, {address}{}", router.unwrap_or_default())
     }
 
-    /// Looks at the cards again: switches new ones on, and connects the one to use.
+    /// Looks at the cards again: switches new ones on, and connects the one to use. What fails is tried again later.
     ///
     /// # Errors
     /// The card cannot be connected.
     pub fn look(&mut self, rtnl: &mut Rtnl, now: Duration) -> io::Result<()> {
+        let result = self.connect(rtnl, now);
+        self.retry = result.is_err().then(|| now.saturating_add(RETRY));
+        result
+    }
+
+    fn connect(&mut self, rtnl: &mut Rtnl, now: Duration) -> io::Result<()> {
         let cards = links::cards(links::scan(), self.nic.as_deref());
         self.raised
             .retain(|index| cards.iter().any(|card| card.index == *index));
@@ -133,21 +153,23 @@ impl Wired {
                 let _ = rtnl.up(card.index);
             }
         }
-        let before = self.card.take();
-        let present = before.as_ref().map(|card| card.index);
+        let present = self.card.as_ref().map(|card| card.index);
         let chosen = links::choose(present, &cards).cloned();
         let moved = chosen.as_ref().map(|card| card.index) != present;
-        if moved && let Some(old) = &before {
+        if moved && let Some(old) = &self.card {
             // It may be gone altogether.
             let _ = rtnl.set_bridge(old.index, None);
         }
-        let had_link = before.is_some_and(|card| card.carrier);
-        let has_link = chosen.as_ref().is_some_and(|card| card.carrier);
-        self.card.clone_from(&chosen);
-        if let Some(card) = chosen.filter(|card| moved || !card.bridged) {
-            rtnl.set_bridge(card.index, Some(self.bridge.index))?;
-            self.meet(rtnl, &card)?;
+        if let Some(card) = &chosen {
+            if moved || !card.bridged {
+                rtnl.set_bridge(card.index, Some(self.bridge.index))?;
+            }
+            self.meet(rtnl, card)?;
+        } else {
+            self.ear = None;
         }
+        let had_link = self.card.as_ref().is_some_and(|card| card.carrier);
+        let has_link = chosen.as_ref().is_some_and(|card| card.carrier);
         if let Some((client, _)) = &mut self.client {
             match (had_link && !moved, has_link) {
                 (false, true) => client.link_up(now),
@@ -155,22 +177,36 @@ impl Wired {
                 _ => {}
             }
         }
+        // Last: a card that was not met in full is new the next time.
+        self.card = chosen;
         Ok(())
     }
 
     /// The first card lends its hardware address to the bridge: the network knows the host by it.
     fn meet(&mut self, rtnl: &mut Rtnl, card: &Link) -> io::Result<()> {
-        if self.client.is_some() || self.config != HostAddress::Dhcp {
+        if !self.has_mac {
+            rtnl.set_mac(self.bridge.index, card.mac)?;
+            self.bridge.mac = card.mac;
+            self.has_mac = true;
+        }
+        if self.config != HostAddress::Dhcp {
             return Ok(());
         }
-        rtnl.set_mac(self.bridge.index, card.mac)?;
-        self.bridge.mac = card.mac;
         let wanted = Wanted {
             arp: false,
             udp_port: CLIENT_PORT,
         };
-        let socket = PacketSocket::open(self.bridge.index, wanted)?;
-        self.client = Some((Client::new(card.mac, &self.name), socket));
+        if self
+            .ear
+            .as_ref()
+            .is_none_or(|(index, _)| *index != card.index)
+        {
+            self.ear = Some((card.index, PacketSocket::open(card.index, wanted)?));
+        }
+        if self.client.is_none() {
+            let mouth = PacketSocket::sender(self.bridge.index)?;
+            self.client = Some((Client::new(self.bridge.mac, &self.name), mouth));
+        }
         Ok(())
     }
 
@@ -181,10 +217,10 @@ impl Wired {
     pub fn receive(&mut self, rtnl: &mut Rtnl, now: Duration) -> io::Result<()> {
         let mut buffer = [0; MAX_FRAME];
         for _ in 0..MAX_AT_ONCE {
-            let Some((client, socket)) = &mut self.client else {
+            let (Some((client, _)), Some((_, socket))) = (&mut self.client, &self.ear) else {
                 break;
             };
-            // An error is the bridge being off for a moment.
+            // An error is the card being off for a moment.
             let Ok(Some(length)) = socket.receive(&mut buffer) else {
                 break;
             };
@@ -211,8 +247,11 @@ impl Wired {
     /// Does what time has come for.
     ///
     /// # Errors
-    /// An address cannot be taken away.
+    /// An address cannot be taken away, or a card again not be used.
     pub fn tick(&mut self, rtnl: &mut Rtnl, now: Duration) -> io::Result<()> {
+        if self.retry.is_some_and(|retry| retry <= now) {
+            self.look(rtnl, now)?;
+        }
         let Some((client, _)) = &mut self.client else {
             return Ok(());
         };
@@ -263,7 +302,8 @@ impl Wired {
         }
     }
 
-    fn set_address(
+    /// Sets the host's address and its way out; without a router it has none.
+    pub(super) fn set_address(
         &mut self,
         rtnl: &mut Rtnl,
         subnet: Subnet,
@@ -276,8 +316,10 @@ impl Wired {
             rtnl.add_address(self.bridge.index, subnet)?;
             self.address = Some(subnet);
         }
-        if let Some(router) = router {
-            rtnl.set_default_route(self.bridge.index, router)?;
+        match (router, self.router) {
+            (Some(router), _) => rtnl.set_default_route(self.bridge.index, router)?,
+            (None, Some(old)) => rtnl.delete_default_route(self.bridge.index, old)?,
+            (None, None) => {}
         }
         self.router = router;
         Ok(())

@@ -22,7 +22,7 @@ use nix::unistd::{geteuid, gettid};
 
 use crate::address::{Mac, Subnet};
 use crate::clock;
-use crate::config::{Limits, Machine, NetworkConfig};
+use crate::config::{HostAddress, Limits, Machine, NetworkConfig};
 use crate::net::private::Private;
 use crate::net::rtnl::Rtnl;
 use crate::net::wired::Wired;
@@ -144,6 +144,82 @@ impl Lab {
                 }
             });
         });
+    }
+
+    /// The host's own way to an address, with a DHCP server on a port of its bridge, as a guest might be one, that
+    /// answers long before the one on the wire.
+    pub fn address_beside_a_rogue(&self) -> Subnet {
+        let serve = |card: &'static str, subnet: &'static str, known: Vec<Mac>| {
+            let mut rtnl = Rtnl::open().unwrap();
+            let card = links::find(card).unwrap();
+            let subnet = subnet.parse().unwrap();
+            let server = Private::open(&mut rtnl, card, subnet, known, false, true).unwrap();
+            let (tell, heard) = channel();
+            thread::spawn(move || {
+                loop {
+                    wait(&server.socket, PollTimeout::NONE);
+                    server.serve();
+                    let _ = tell.send(());
+                }
+            });
+            heard
+        };
+        let known = vec![links::find("up0").unwrap().mac];
+        let rogue = Stage::new();
+        ip("link add port0 type veth peer name rogue0");
+        ip(&format!("link set rogue0 netns {}", rogue.thread));
+        let mut rtnl = Rtnl::open().unwrap();
+        let bridge = bridge::create(&mut rtnl, 0).unwrap();
+        bridge::connect(&mut rtnl, "port0", bridge.index).unwrap();
+        let macs = known.clone();
+        let heard = rogue.run(move || {
+            ip("link set rogue0 up");
+            serve("rogue0", "198.51.100.0/24", macs)
+        });
+        let config = NetworkConfig {
+            nic: Some("up0".to_owned()),
+            ..NetworkConfig::default()
+        };
+        let mut wired = Wired::open(&mut rtnl, bridge, &config, "host").unwrap();
+        let end = Instant::now() + PATIENCE;
+        let mut answered = false;
+        let mut macs = Some(known);
+        while wired.address().is_none() && Instant::now() < end {
+            wired.look(&mut rtnl, clock::now()).unwrap();
+            wired.tick(&mut rtnl, clock::now()).unwrap();
+            if let Some(ear) = wired.socket() {
+                wait(ear, PollTimeout::from(50_u16));
+            }
+            wired.receive(&mut rtnl, clock::now()).unwrap();
+            answered |= heard.try_recv().is_ok();
+            if answered && let Some(macs) = macs.take() {
+                self.wire.run(move || serve("wire0", "192.0.2.0/24", macs));
+            }
+        }
+        assert!(answered, "the guest heard nothing");
+        wired.address().expect("the host got no address")
+    }
+
+    /// A wired network with a static address.
+    pub fn static_address(&self, subnet: Subnet, router: Ipv4Addr) -> (Wired, Rtnl) {
+        let config = NetworkConfig {
+            nic: Some("up0".to_owned()),
+            address: HostAddress::Static {
+                subnet,
+                gateway: Some(router),
+            },
+            ..NetworkConfig::default()
+        };
+        let mut rtnl = Rtnl::open().unwrap();
+        let bridge = bridge::create(&mut rtnl, 0).unwrap();
+        let mut wired = Wired::open(&mut rtnl, bridge, &config, "host").unwrap();
+        // The card's link shows a moment after it is switched on.
+        let end = Instant::now() + PATIENCE;
+        while !links::find("up0").unwrap().bridged && Instant::now() < end {
+            wired.look(&mut rtnl, clock::now()).unwrap();
+            thread::sleep(Duration::from_millis(10));
+        }
+        (wired, rtnl)
     }
 
     pub fn stop(&mut self) {

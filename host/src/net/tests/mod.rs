@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 
 use lab::{Lab, RESOLVER_ANSWER};
 
-use super::Place;
+use super::nft::{Chain, Match, Rule, Table, Verdict};
+use super::{Place, identity, links};
+use crate::config::Protocol;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const WIRE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -149,4 +151,93 @@ fn hardware_addresses_survive_a_restart_of_the_host() {
     lab.wait_for_state("192.0.2.10/24");
     assert_eq!(lab.macs(), first);
     assert_eq!(lab.bridges(), ["daruma0"]);
+}
+
+#[test]
+fn a_bridged_guest_is_not_the_hosts_dhcp_server() {
+    let Some(lab) = Lab::enter("a_bridged_guest_is") else {
+        return;
+    };
+    let address = lab.address_beside_a_rogue();
+    assert_eq!(address.network(), Ipv4Addr::new(192, 0, 2, 0));
+}
+
+#[test]
+fn bridge_with_a_static_address_is_known_by_its_card_and_has_no_ipv6() {
+    let Some(lab) = Lab::enter("bridge_with_a_static") else {
+        return;
+    };
+    let subnet = "192.0.2.10/24".parse().unwrap();
+    let (mut wired, mut rtnl) = lab.static_address(subnet, WIRE);
+    let find = |name: &str| links::find(name).unwrap();
+    assert_eq!(find(&wired.bridge.name).mac, find("up0").mac);
+    // A kernel without IPv6 has no such list.
+    let ipv6 = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    assert!(!ipv6.contains(&wired.bridge.name), "{ipv6}");
+    let way_out = || {
+        let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
+        let is_default = |line: &str| line.split_whitespace().nth(1) == Some("00000000");
+        routes.lines().any(is_default)
+    };
+    assert!(way_out());
+    for _ in 0..2 {
+        wired.set_address(&mut rtnl, subnet, None).unwrap();
+        assert_eq!((wired.router(), way_out()), (None, false));
+    }
+}
+
+#[test]
+fn table_of_many_rules_is_taken_and_told_so() {
+    let Some(_lab) = Lab::enter("table_of_many") else {
+        return;
+    };
+    let rule = |port| Rule {
+        chain: Chain::Arrive,
+        matches: vec![Match::Port(Protocol::Tcp, port)],
+        verdict: Verdict::SendTo(HOST, port),
+    };
+    let mut table = Table::open("many").unwrap();
+    table.set((1..=1000).map(rule).collect()).unwrap();
+    // A refusal among them is still heard: only what goes out is masqueraded.
+    let mut rules: Vec<_> = (1..=1000).map(rule).collect();
+    rules[500].verdict = Verdict::Masquerade;
+    table.set(rules).unwrap_err();
+    table.set((2..=3).map(rule).collect()).unwrap();
+}
+
+#[test]
+fn board_without_a_number_is_known_by_its_first_card() {
+    let card = |name: &str, last, wired, own_mac| links::Link {
+        name: name.to_owned(),
+        index: 1,
+        mac: crate::address::Mac([0x52, 0x54, 0, 0, 0, last]),
+        own_mac,
+        carrier: false,
+        wired,
+        bridged: false,
+    };
+    let cards = [
+        card("eth1", 1, true, true),
+        card("eth0", 2, true, true),
+        card("daruma0", 3, false, true),
+        card("dummy", 4, true, false),
+    ];
+    let known_by = |texts: &[&str], cards: &[links::Link]| {
+        identity(texts.iter().map(|text| format!("{text}\n")), cards)
+    };
+    let (number, blank) = (
+        "4c4c4544-0034-3510-8052-b4c04f4a3132",
+        "00000000-0000-0000-0000-000000000000",
+    );
+    assert_eq!(known_by(&[number], &cards), number);
+    assert_eq!(known_by(&[blank, number], &cards), number);
+    for none in [
+        &[][..],
+        &[blank],
+        &["FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"],
+        &["", "uninitialized"],
+    ] {
+        assert_eq!(known_by(none, &cards), "52:54:00:00:00:02");
+        assert_eq!(known_by(none, &cards[2..]), "");
+    }
 }
