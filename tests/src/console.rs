@@ -28,14 +28,20 @@ pub struct Console {
 }
 
 impl Console {
-    /// Starts to read `output` on a thread of its own; what is typed goes to `input`.
-    pub fn new(mut output: impl Read + Send + 'static, input: impl Write + Send + 'static) -> Self {
+    /// Starts to read `output` on a thread of its own, with a copy to `transcript`; what is typed goes to `input`.
+    pub fn new(
+        mut output: impl Read + Send + 'static,
+        input: impl Write + Send + 'static,
+        mut transcript: impl Write + Send + 'static,
+    ) -> Self {
         let received = Arc::new((Mutex::new(Received::default()), Condvar::new()));
         let sink = Arc::clone(&received);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
                 let count = output.read(&mut buffer).unwrap_or(0);
+                // A test does not fail for want of its transcript.
+                let _ = transcript.write_all(&buffer[..count]);
                 let (lock, arrived) = &*sink;
                 let mut state = lock.lock().expect("no reader of a console panics");
                 if count == 0 {
@@ -149,7 +155,7 @@ mod tests {
 
     #[test]
     fn words_are_found_once_and_in_order() {
-        let mut console = Console::new(&b"alpha beta alpha gamma"[..], io::sink());
+        let mut console = Console::new(&b"alpha beta alpha gamma"[..], io::sink(), io::sink());
         assert_eq!(console.expect("alpha").unwrap(), "alpha");
         assert_eq!(console.expect("alpha").unwrap(), " beta alpha");
         assert!(
@@ -163,14 +169,14 @@ mod tests {
 
     #[test]
     fn all_words_may_come_in_any_order() {
-        let mut console = Console::new(&b"one two three four"[..], io::sink());
+        let mut console = Console::new(&b"one two three four"[..], io::sink(), io::sink());
         console.expect_all(&["three", "one"]).unwrap();
         assert_eq!(console.expect("four").unwrap(), " four");
     }
 
     #[test]
     fn the_earliest_of_several_words_wins() {
-        let mut console = Console::new(&b"failed then ready"[..], io::sink());
+        let mut console = Console::new(&b"failed then ready"[..], io::sink(), io::sink());
         assert_eq!(console.expect_any(&["ready", "failed"]).unwrap().0, 1);
     }
 }

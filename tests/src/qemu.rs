@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::Console;
 use crate::console::HUNG;
-use crate::{Console, record};
+use crate::record::Record;
 
 /// Which clock the machine has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,7 @@ pub struct Qemu {
     accelerator: &'static str,
     /// Holds the monitor's socket.
     _folder: tempfile::TempDir,
+    record: Record,
 }
 
 /// Whether this computer can lend hardware virtualization to a nested host.
@@ -184,10 +186,12 @@ impl Builder {
         let output = child.stdout.take().context("QEMU has no standard output")?;
         let input = child.stdin.take().context("QEMU has no standard input")?;
         let monitor = connect(&socket, &mut child)?;
-        let console = Console::new(output, input);
+        let record = Record::new()?;
+        let console = Console::new(output, input, record.transcript()?);
         Ok(Qemu {
             child,
             console,
+            record,
             monitor,
             accelerator,
             _folder: folder,
@@ -249,7 +253,8 @@ impl Drop for Qemu {
         let _ = self.child.wait();
         let transcript = self.console.transcript();
         if !transcript.is_empty() {
-            record::boot(self.accelerator, &transcript).expect("the record can be written");
+            let written = self.record.boot(self.accelerator, &transcript);
+            written.expect("the record can be written");
         }
     }
 }

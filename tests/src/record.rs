@@ -1,6 +1,6 @@
 //! Proof that a nested boot really ran: one JSON file for each, counted by `cargo xtask test`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,23 +21,43 @@ pub fn folder() -> PathBuf {
     )
 }
 
-/// Writes down that a machine was booted and said something, with its whole console.
-pub fn boot(accelerator: &str, console: &str) -> Result<()> {
-    let folder = folder();
-    fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
-    let number = BOOTS.fetch_add(1, Ordering::Relaxed);
-    let test = thread::current()
-        .name()
-        .unwrap_or("main")
-        .replace("::", "-");
-    let stem = folder.join(format!("{}-{number:03}-{test}", process::id()));
-    let record = serde_json::json!({
-        "test": test,
-        "accelerator": accelerator,
-        "console_bytes": console.len(),
-        "ready_lines": console.matches(": ready").count(),
-    });
-    fs::write(stem.with_extension("log"), console)?;
-    let path = stem.with_extension("json");
-    fs::write(&path, record.to_string()).with_context(|| format!("Cannot write {}", path.display()))
+/// What is written down about one boot.
+pub struct Record {
+    test: String,
+    stem: PathBuf,
+}
+
+impl Record {
+    /// The record of a machine that is about to boot for the test that runs on this thread.
+    pub fn new() -> Result<Self> {
+        let folder = folder();
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("Cannot create {}", folder.display()))?;
+        let number = BOOTS.fetch_add(1, Ordering::Relaxed);
+        let test = thread::current()
+            .name()
+            .unwrap_or("main")
+            .replace("::", "-");
+        let stem = folder.join(format!("{}-{number:03}-{test}", process::id()));
+        Ok(Self { test, stem })
+    }
+
+    /// Where the console is written while it speaks: what a hung machine said last can be read from outside.
+    pub fn transcript(&self) -> Result<File> {
+        let path = self.stem.with_extension("log");
+        File::create(&path).with_context(|| format!("Cannot create {}", path.display()))
+    }
+
+    /// Writes down that the machine was booted and said something.
+    pub fn boot(&self, accelerator: &str, console: &str) -> Result<()> {
+        let record = serde_json::json!({
+            "test": self.test,
+            "accelerator": accelerator,
+            "console_bytes": console.len(),
+            "ready_lines": console.matches(": ready").count(),
+        });
+        let path = self.stem.with_extension("json");
+        fs::write(&path, record.to_string())
+            .with_context(|| format!("Cannot write {}", path.display()))
+    }
 }
