@@ -113,6 +113,12 @@ impl VmConfig {
             for earlier in &self.pmem[..index] {
                 pmem.check_with(earlier)?;
             }
+            let shares = |drive: &DriveConfig| {
+                drive.path == pmem.path && !(drive.read_only && pmem.read_only)
+            };
+            if self.drives.iter().any(shares) {
+                return Err(pmem.refused("a drive has the same file, and one of them writes"));
+            }
             if pmem.is_root && self.drives.iter().any(|drive| drive.is_root) {
                 return Err(pmem.refused("a drive is the root device already"));
             }

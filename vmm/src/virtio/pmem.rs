@@ -6,7 +6,7 @@
 //! of KVM and those of this process.
 #![expect(unsafe_code, reason = "maps files and hands the mappings to KVM")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 use std::ptr;
@@ -58,6 +58,7 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
         source,
     };
     let file = open(&pmem.path, pmem.read_only).map_err(failed)?;
+    lock(&file, pmem.read_only).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let size = length
         .checked_next_multiple_of(ALIGNMENT)
@@ -71,13 +72,30 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
         read_only: pmem.read_only,
     };
     let medium = Medium {
-        file: (!pmem.read_only).then_some(file),
+        file,
+        read_only: pmem.read_only,
     };
     Ok((Pmem::new(region.guest, size, medium), region))
 }
 
 fn open(path: &Path, read_only: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(!read_only).open(path)
+}
+
+/// Locks `file` for one writer, or for readers only, as drives do. As long as it is open or mapped.
+fn lock(file: &File, read_only: bool) -> io::Result<()> {
+    let locked = if read_only {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "The file is in use by another device or guest; only files that all have read-only can be shared",
+        ),
+        TryLockError::Error(error) => error,
+    })
 }
 
 /// Maps `length` bytes of `file`, and zeroes that are nobody's up to `size`. Returns the address, a multiple of 2 MiB.
@@ -109,15 +127,19 @@ fn map(file: &File, length: u64, size: u64, read_only: bool) -> io::Result<u64> 
     Ok(start.addr() as u64)
 }
 
-/// The file behind the memory; none if it cannot be written.
+/// The file behind the memory.
 struct Medium {
-    file: Option<File>,
+    file: File,
+    read_only: bool,
 }
 
 impl Backing for Medium {
     fn flush(&mut self) -> io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
         // Writes out what was stored through the mapping as well: both are the same pages.
-        self.file.as_ref().map_or(Ok(()), File::sync_data)
+        self.file.sync_data()
     }
 }
 
@@ -177,6 +199,13 @@ mod tests {
     /// What a guest of a few instructions does to the memory of a file: stores 0x77 in its first byte, reads it back.
     /// Returns whether the store came out of the guest, and what was read.
     fn store_and_load(path: &Path, read_only: bool) -> (bool, u8) {
+        let region = make_one(path, read_only).unwrap();
+        let result = run_over(region);
+        unmap(region);
+        result
+    }
+
+    fn run_over(region: Region) -> (bool, u8) {
         const PLACE: u32 = 0x4000_0000;
         let memory = ram(2);
         // mov byte [PLACE], 0x77; mov al, [PLACE]; out 0x10, al; hlt
@@ -189,7 +218,7 @@ mod tests {
         let vm = Vm::new(&memory, VcpuCount::new("v", 1).unwrap()).unwrap();
         let region = Region {
             guest: PLACE.into(),
-            ..make_one(path, read_only).unwrap()
+            ..region
         };
         vm.add_regions(&memory, &[region]).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
@@ -227,6 +256,46 @@ mod tests {
         }
     }
 
+    /// Lets go of the file of `region`, as the end of its guest's process does.
+    fn unmap(region: Region) {
+        let (start, size) = (region.host as *mut libc::c_void, region.size);
+        // SAFETY: the mapping is the test's own, and the guest that had it is gone.
+        let result = unsafe { libc::munmap(start, usize::try_from(size).unwrap()) };
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn file_has_one_writer_or_many_readers_as_long_as_it_is_mapped() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), [0; 4096]).unwrap();
+        let refused = |read_only| {
+            let error = make_one(file.path(), read_only).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains("in use"), "{source}");
+        };
+        let writer = make_one(file.path(), false).unwrap();
+        refused(false);
+        refused(true);
+        unmap(writer);
+        let readers = [true, true].map(|_| make_one(file.path(), true).unwrap());
+        refused(false);
+        readers.map(unmap);
+        unmap(make_one(file.path(), false).unwrap());
+    }
+
+    #[test]
+    fn file_that_a_drive_writes_is_refused_under_whatever_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, alias) = (folder.path().join("disk"), folder.path().join("alias"));
+        fs::write(&path, [0; 4096]).unwrap();
+        std::os::unix::fs::symlink(&path, &alias).unwrap();
+        let drive = devices::virtio::block::RawFile::new(open(&path, false).unwrap(), false);
+        let error = make_one(&alias, true).unwrap_err();
+        assert!(error.is_configuration());
+        drop(drive);
+        unmap(make_one(&alias, true).unwrap());
+    }
+
     #[test]
     fn a_guests_stores_reach_a_writable_file_and_never_a_read_only_one() {
         if std::env::var_os("DARUMA_NO_KVM").is_some() {
@@ -245,8 +314,9 @@ mod tests {
     #[test]
     fn a_flush_of_a_writable_file_succeeds_and_of_a_read_only_one_is_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let handle = file.reopen().unwrap();
-        assert!(Medium { file: Some(handle) }.flush().is_ok());
-        assert!(Medium { file: None }.flush().is_ok());
+        for read_only in [true, false] {
+            let file = file.reopen().unwrap();
+            assert!(Medium { file, read_only }.flush().is_ok());
+        }
     }
 }

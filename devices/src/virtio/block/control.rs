@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -25,43 +25,45 @@ pub enum ControlError {
     Wake(#[source] io::Error),
 }
 
-/// What to do next.
-pub(super) enum Command {
+/// What to do next. Both, if both were asked for: the length is looked at last.
+#[derive(Default)]
+pub(super) struct Orders {
     /// Put another disk in the place of the first.
-    Replace(Box<dyn Backend>),
+    pub(super) replace: Option<Box<dyn Backend>>,
     /// The disk's length may have changed.
-    Refresh,
+    pub(super) refresh: bool,
 }
 
 #[derive(Clone)]
 pub(super) struct Mailbox {
-    command: Arc<Mutex<Option<Command>>>,
+    orders: Arc<Mutex<Orders>>,
     event: Arc<EventFd>,
 }
 
 impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            command: Arc::default(),
+            orders: Arc::default(),
             event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
         })
     }
 
-    /// Ready when there is a command. An edge.
+    /// Ready when there are orders. An edge.
     pub(super) fn descriptor(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
-    pub(super) fn take(&self) -> Option<Command> {
-        self.command
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+    pub(super) fn take(&self) -> Orders {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Changes a disk from any thread. The device does it as soon as it gets to it, and tells its driver; of two commands
-/// that come in before that, the later one counts.
+/// Changes a disk from any thread. The device does it as soon as it gets to it, and tells its driver; of two
+/// replacements that come in before that, the later one counts.
 #[derive(Clone)]
 pub struct BlockControl {
     pub(super) mailbox: Mailbox,
@@ -78,20 +80,17 @@ impl BlockControl {
                 new: name(disk.read_only()),
             });
         }
-        self.send(Command::Replace(disk))
+        self.mailbox.lock().replace = Some(disk);
+        self.send()
     }
 
     /// Looks again how long the disk is, and tells the guest.
     pub fn refresh(&self) -> Result<(), ControlError> {
-        self.send(Command::Refresh)
+        self.mailbox.lock().refresh = true;
+        self.send()
     }
 
-    fn send(&self, command: Command) -> Result<(), ControlError> {
-        *self
-            .mailbox
-            .command
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(command);
+    fn send(&self) -> Result<(), ControlError> {
         self.mailbox.event.write(1).map_err(ControlError::Wake)
     }
 }

@@ -8,7 +8,7 @@ use vm_memory::GuestAddress;
 
 use super::backend::{Action, Backend, Job, Start};
 use super::config::{self, QUEUE_SIZE};
-use super::control::{BlockControl, Command, Mailbox};
+use super::control::{BlockControl, Mailbox, Orders};
 use super::engine::{Engine, MAX_IN_FLIGHT};
 use super::request::{Operation, Request, Rules, SERIAL_LEN, Status};
 use crate::memory::{self, GuestMemory};
@@ -45,6 +45,8 @@ impl Default for Options {
 /// A disk.
 pub struct Block {
     queues: Vec<Option<Running>>,
+    /// How many queues were started so far: tells those that had the same place one after the other from each other.
+    starts: u64,
     chain: Chain,
     disk: Disk,
     mailbox: Mailbox,
@@ -56,6 +58,8 @@ pub struct Block {
 /// A queue the driver has started.
 struct Running {
     queue: Virtqueue,
+    /// Of which start it is.
+    start: u64,
     /// Requests of it that the engine has.
     in_flight: u16,
     /// Some were given back, and the driver does not know yet.
@@ -85,6 +89,8 @@ struct Disk {
 #[derive(Clone, Copy)]
 struct Pending {
     queue: u16,
+    /// The start of the queue that it came by.
+    start: u64,
     head: u16,
     operation: Operation,
     status: GuestAddress,
@@ -137,6 +143,7 @@ impl Block {
         };
         let nothing = Pending {
             queue: 0,
+            start: 0,
             head: 0,
             operation: Operation::GetId,
             status: GuestAddress(0),
@@ -144,6 +151,7 @@ impl Block {
         };
         Ok(Self {
             queues: (0..queues).map(|_| None).collect(),
+            starts: 0,
             chain: Chain::new(),
             disk: Disk {
                 backend,
@@ -199,7 +207,7 @@ impl Block {
                 budget -= 1;
                 let data = chain.readable.len().max(chain.writable.len());
                 bytes += u64::from(data);
-                match disk.start(index, &memory, chain)? {
+                match disk.start((index, running.start), &memory, chain)? {
                     Some((pending, result)) => running.finish(&memory, &pending, result)?,
                     None => running.in_flight += 1,
                 }
@@ -217,8 +225,11 @@ impl Block {
                 continue;
             };
             let result = disk.judge(&pending, result);
-            // A queue runs as long as something of it is in flight.
-            if let Some(Some(running)) = queues.get_mut(usize::from(pending.queue)) {
+            // A queue runs as long as something of it is in flight, unless that could not be waited for: what ends after
+            // such a stop is nobody's, whoever has the queue by then.
+            if let Some(Some(running)) = queues.get_mut(usize::from(pending.queue))
+                && running.start == pending.start
+            {
                 running.in_flight -= 1;
                 let memory = running.queue.memory().clone();
                 running.finish(&memory, &pending, result)?;
@@ -278,24 +289,29 @@ impl Block {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<(), QueueError> {
+    fn obey(&mut self, orders: Orders) -> Result<(), QueueError> {
         self.drain();
-        let changed = match command {
-            Command::Replace(mut backend) => {
-                self.disk.settle();
-                let attached = backend.attach(&mut self.disk.engine);
-                attached.map(|()| {
-                    self.disk.backend = backend;
-                    self.disk.lost = false;
-                })
-            }
-            Command::Refresh => self.disk.backend.refresh(),
-        };
-        match changed {
+        if let Some(mut backend) = orders.replace {
+            self.disk.settle();
+            let attached = backend.attach(&mut self.disk.engine);
+            let replaced = attached.map(|()| {
+                self.disk.backend = backend;
+                self.disk.lost = false;
+            });
+            self.changed(replaced);
+        }
+        if orders.refresh {
+            let refreshed = self.disk.backend.refresh();
+            self.changed(refreshed);
+        }
+        self.settle_turn()
+    }
+
+    fn changed(&mut self, result: io::Result<()>) {
+        match result {
             Ok(()) => self.config_changed = true,
             Err(error) => log::error!("Disk stays as it is, it cannot be changed: {error}"),
         }
-        self.settle_turn()
     }
 }
 
@@ -329,7 +345,7 @@ impl Disk {
     /// Starts what the request in `chain` asks. `None` where it goes on.
     fn start(
         &mut self,
-        queue: u16,
+        (queue, start): (u16, u64),
         memory: &GuestMemory,
         chain: &mut Chain,
     ) -> Result<Option<Ended>, QueueError> {
@@ -346,6 +362,7 @@ impl Disk {
         let operation = request.operation;
         let pending = Pending {
             queue,
+            start,
             head: chain.head(),
             operation: operation.unwrap_or(Operation::GetId),
             status: request.status,
@@ -462,8 +479,10 @@ impl VirtioDevice for Block {
         }
         self.disk.features = features;
         if let Some(slot) = self.queues.get_mut(usize::from(index)) {
+            self.starts += 1;
             *slot = Some(Running {
                 queue,
+                start: self.starts,
                 in_flight: 0,
                 completed: false,
                 waiting: false,
@@ -505,9 +524,8 @@ impl VirtioDevice for Block {
     fn wake(&mut self, index: usize) -> Result<Progress, QueueError> {
         match self.sources.get(index) {
             Some((_, Wake::Mailbox)) => {
-                if let Some(command) = self.mailbox.take() {
-                    self.obey(command)?;
-                }
+                let orders = self.mailbox.take();
+                self.obey(orders)?;
             }
             Some((_, Wake::Engine)) => self.take_completions()?,
             Some((_, Wake::Limiter)) | None => {}

@@ -444,6 +444,22 @@ fn file_systems_have_tags_and_sockets_of_their_own() {
 }
 
 #[test]
+fn one_file_written_as_pmem_or_drive_and_used_as_both_is_refused() {
+    for (drive_reads, pmem_reads) in [(true, true), (true, false), (false, true), (false, false)] {
+        let result = with(&format!(
+            r#""drives": [{{"drive_id": "a", "is_root_device": false, "is_read_only": {drive_reads}, "path_on_host": "x"}}],
+               "pmem": [{{"id": "b", "path_on_host": "x", "root_device": false, "read_only": {pmem_reads}}}]"#
+        ));
+        if drive_reads && pmem_reads {
+            assert!(result.is_ok());
+        } else {
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains("a drive has the same file"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_control_character_in_the_command_line_is_refused() {
     let text = r#"{"boot-source": {"kernel_image_path": "k", "boot_args": "a\nb"}}"#;
     assert!(matches!(

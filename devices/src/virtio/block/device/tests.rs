@@ -883,6 +883,90 @@ fn disk_is_replaced_and_grows_under_its_guest() {
     }
 }
 
+#[test]
+fn replacement_and_new_length_asked_for_at_once_are_both_done() {
+    for on in everywhere() {
+        for replace_first in [true, false] {
+            let first = image();
+            let block = on.block(raw(&first, false), 1, None);
+            let control = block.control();
+            let mut guest = TestGuest::new(on.transport, block);
+            let ring = guest.start(ALL_FEATURES, 256);
+            let second = tempfile::tempfile().unwrap();
+            second.write_all_at(&[5; 4096], 0).unwrap();
+            let image = second.try_clone().unwrap();
+            let mut f = Fixture { guest, ring, image };
+            let replacement = raw(&second, false);
+            second.set_len(8192).unwrap();
+            if replace_first {
+                control.replace(replacement).unwrap();
+                control.refresh().unwrap();
+            } else {
+                control.refresh().unwrap();
+                control.replace(replacement).unwrap();
+            }
+            f.guest.run();
+            assert_eq!(f.guest.config_u64(0), 16);
+            let buffer = f.ring.buffer(512, true);
+            assert_eq!(f.request(IN, 7, &[buffer]), (OK, 513));
+            assert_eq!(f.ring.contents(buffer)[0], 5);
+        }
+    }
+}
+
+#[test]
+fn request_that_could_not_be_waited_for_does_not_end_in_the_next_queue() {
+    let on = On {
+        transport: Transport::Mmio,
+        preference: Preference::Asynchronous,
+        uncached: true,
+    };
+    let memory = crate::virtio::testing::guest_memory();
+    let mut block = on.block(raw(&image(), false), 1, None);
+    let mut ring = GuestRing::new(memory.clone(), 0, 16);
+    let queue = |ring: &GuestRing| {
+        let interrupt = Arc::new(crate::virtio::testing::InterruptCounter::default());
+        let interrupt = crate::virtio::interrupt::QueueInterrupt::new(interrupt, 0);
+        let memory = memory.clone();
+        Virtqueue::new(
+            &ring.registers(),
+            16,
+            RING_FEATURES,
+            memory,
+            interrupt,
+            None,
+        )
+        .unwrap()
+    };
+    block.start_queue(0, queue(&ring), ALL_FEATURES);
+    let header = ring.data(&[[0; 8], [0; 8]].concat());
+    let (data, status) = (ring.buffer(512, true), ring.buffer(1, true));
+    ring.add(&[header, data, status]);
+    let progress = block.take_requests(0).unwrap();
+    assert_eq!(progress, Progress::Idle);
+    block.disk.engine.submit();
+    block.disk.engine.fail_next_wait();
+    assert!(block.stop_queue(0).is_some());
+    assert!(block.disk.engine.is_busy());
+
+    let mut ring = GuestRing::new(memory.clone(), 1, 16);
+    block.start_queue(0, queue(&ring), ALL_FEATURES);
+    while block.disk.engine.is_busy() {
+        block.disk.engine.wait().unwrap();
+        block.take_completions().unwrap();
+    }
+    assert_eq!(ring.used(), None);
+    // Its token is free again, and the queue works.
+    assert_eq!(block.disk.free.len(), usize::from(MAX_IN_FLIGHT));
+    ring.buffer(0x4000, true);
+    let header = ring.data(&[[0; 8], [0; 8]].concat());
+    let (data, status) = (ring.buffer(512, true), ring.buffer(1, true));
+    let head = ring.add(&[header, data, status]);
+    assert_eq!(block.process(0).unwrap(), Progress::Idle);
+    assert!(block.stop_queue(0).is_some());
+    assert_eq!(ring.used(), Some((head, 513)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

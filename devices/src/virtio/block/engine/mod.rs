@@ -228,6 +228,14 @@ impl Engine {
         }
     }
 
+    /// Has the next wait fail: for tests of what comes then.
+    #[cfg(test)]
+    pub(super) fn fail_next_wait(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.deafen();
+        }
+    }
+
     /// Queues every read and write, as if nothing were in the page cache: for tests of what comes then.
     #[cfg(test)]
     pub(super) fn expect_nothing_cached(&mut self) {

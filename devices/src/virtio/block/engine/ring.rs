@@ -39,6 +39,8 @@ pub(super) struct Ring {
     ended: Vec<(u16, io::Result<()>)>,
     /// The kernel takes no more: what is in flight comes back, the rest is done without it.
     broken: bool,
+    #[cfg(test)]
+    deaf: bool,
 }
 
 impl Ring {
@@ -80,6 +82,8 @@ impl Ring {
             in_flight: 0,
             ended: Vec::new(),
             broken: false,
+            #[cfg(test)]
+            deaf: false,
         })
     }
 
@@ -217,8 +221,17 @@ impl Ring {
         self.broken = true;
     }
 
+    #[cfg(test)]
+    pub(super) fn deafen(&mut self) {
+        self.deaf = true;
+    }
+
     /// Waits until something has ended.
     pub(super) fn wait(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if std::mem::take(&mut self.deaf) {
+            return Err(io::Error::from_raw_os_error(libc::EBADR));
+        }
         loop {
             if !self.ended.is_empty() || self.in_flight == 0 {
                 return Ok(());
