@@ -279,7 +279,7 @@ mod tests {
         unmap(writer);
         let readers = [true, true].map(|_| make_one(file.path(), true).unwrap());
         refused(false);
-        readers.map(unmap);
+        readers.into_iter().for_each(unmap);
         unmap(make_one(file.path(), false).unwrap());
     }
 
