@@ -218,3 +218,30 @@ fn virtio_devices_answer_at_their_places() {
     // "virt", version 2, device 2 (block); device 4 (entropy).
     assert_eq!(run.stdout, b"virt\x02\0\0\0\x02\0\0\0\x04\0\0\0", "{run:?}");
 }
+
+#[test]
+#[ignore = "needs root, and QEMU's virtiofsd (Debian 12: package qemu-system-common)"]
+fn a_guest_runs_in_memory_that_virtiofsd_shares() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let mut program = std::process::Command::new("/usr/lib/qemu/virtiofsd")
+        .arg(format!("--socket-path={}", socket.display()))
+        .args(["-f", "-o"])
+        .arg(format!("source={}", folder.path().display()))
+        .spawn()
+        .unwrap();
+    while !socket.exists() {
+        assert!(program.try_wait().unwrap().is_none(), "virtiofsd has ended");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let fs = format!(
+        r#", "fs": [{{"tag": "share", "socket": "{}"}}]"#,
+        socket.display()
+    );
+    let guest = Code::new().print("shared").power_off();
+    let run = process::run(&config(guest.image(), &fs, 2), &[]);
+    // Its one connection has ended.
+    program.wait().unwrap();
+    assert_eq!(run.stdout, b"shared", "{run:?}");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
