@@ -1,17 +1,24 @@
 //! The console: from the configuration to the device.
 
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
 
-use devices::virtio::console::{Console, Host, PortSpec};
+use devices::virtio::console::{Callers, Console, Host, PortSpec};
 
 use super::VirtioError;
+use super::listener::Listener;
 use crate::config::ConsoleConfig;
 use crate::output::Output;
 use crate::platform;
 
 /// By which the guest knows the port that is the VMM's standard input and output.
 const TERMINAL: &str = "terminal";
+
+impl Callers for Listener {
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        Listener::accept(self)
+    }
+}
 
 /// Makes the device; its terminal prints to `output`.
 pub(super) fn make(config: &ConsoleConfig, output: &Output) -> Result<Console, VirtioError> {
@@ -28,17 +35,47 @@ pub(super) fn make(config: &ConsoleConfig, output: &Output) -> Result<Console, V
         });
     }
     for port in &config.ports {
-        let listener =
-            UnixListener::bind(&port.path).map_err(|source| VirtioError::PortSocket {
-                name: port.name.clone(),
-                path: port.path.clone(),
-                source,
-            })?;
+        let listener = Listener::new(&port.path).map_err(|source| VirtioError::PortSocket {
+            name: port.name.clone(),
+            source,
+        })?;
         ports.push(PortSpec {
             name: port.name.clone(),
             console: false,
-            host: Host::Socket(listener),
+            host: Host::Socket(Box::new(listener)),
         });
     }
     Console::new(ports).map_err(VirtioError::Console)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::config::ConsolePort;
+
+    #[test]
+    fn a_port_is_served_again_after_a_vmm_that_was_killed_and_removed_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("port.sock");
+        let config = ConsoleConfig {
+            stdio: false,
+            ports: vec![ConsolePort {
+                name: "data".into(),
+                path: path.clone(),
+            }],
+        };
+        let output = Output::new(tempfile::tempfile().unwrap()).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        let console = make(&config, &output).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert!(matches!(
+            make(&config, &output),
+            Err(VirtioError::PortSocket { .. })
+        ));
+        drop(console);
+        assert!(!path.exists());
+        drop(make(&config, &output).unwrap());
+    }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use devices::virtio::fs::Fs;
 
 use super::VirtioError;
-use super::vsock::reach;
+use super::listener::reach;
 use crate::config::FsConfig;
 
 /// Connects to the program that serves `config`.

@@ -4,6 +4,7 @@ pub mod balloon;
 mod block;
 mod console;
 mod fs;
+mod listener;
 mod net;
 pub mod pmem;
 mod tap;
@@ -75,7 +76,7 @@ pub enum VirtioError {
         source: devices::virtio::net::tap::TapError,
     },
     #[error("Cannot open the socket of the guest's vsock device")]
-    Socket(#[source] vsock::SocketError),
+    Socket(#[source] listener::SocketError),
     #[error("Cannot make the events of the guest's vsock device")]
     SocketEvents(#[source] io::Error),
     #[error("Cannot map {path} for pmem device \"{id}\"", path = .path.display())]
@@ -109,15 +110,11 @@ pub enum VirtioError {
     },
     #[error("Cannot make the console")]
     Console(#[source] io::Error),
-    #[error(
-        "Cannot serve console port \"{name}\" at {path}: the folder must exist, and the socket must not",
-        path = .path.display()
-    )]
+    #[error("Cannot serve console port \"{name}\"")]
     PortSocket {
         name: String,
-        path: PathBuf,
         #[source]
-        source: io::Error,
+        source: listener::SocketError,
     },
     #[error("Cannot make the timer of a rate limiter")]
     RateLimiter(#[source] io::Error),

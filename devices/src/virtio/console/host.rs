@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -24,7 +24,13 @@ pub enum Host {
     },
     /// One peer at a time; who comes before it has gone is turned away. What a peer has said before it went is the
     /// guest's until the next one comes.
-    Socket(UnixListener),
+    Socket(Box<dyn Callers>),
+}
+
+/// A listening socket. Its descriptor is readable when somebody has called.
+pub trait Callers: AsRawFd + Send {
+    /// The next who has called, on a stream that never waits. Does not wait either: `WouldBlock` where there is nobody.
+    fn accept(&mut self) -> io::Result<UnixStream>;
 }
 
 /// A [`Host`] with its connection, watched by an epoll.
@@ -87,7 +93,6 @@ impl Link {
                 link.readable = link.unwatched;
             }
             Host::Socket(listener) => {
-                listener.set_nonblocking(true)?;
                 // By edge: a caller who cannot be accepted, for want of descriptors say, must not keep the thread awake.
                 let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token + 1);
                 link.epoll
@@ -119,13 +124,13 @@ impl Link {
     pub(super) fn accept(&mut self) -> bool {
         let mut came = false;
         for _ in 0..CALLERS {
-            let (true, Host::Socket(listener)) = (self.callers, &self.host) else {
+            let (true, Host::Socket(listener)) = (self.callers, &mut self.host) else {
                 break;
             };
             match listener.accept() {
                 // A second peer is turned away: its connection ends here.
                 Ok(_) if self.peer.is_some() && !self.gone => {}
-                Ok((peer, _)) => came |= self.take(peer),
+                Ok(peer) => came |= self.take(peer),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // After any other error the callers wait until something else happens at this port.
@@ -143,10 +148,9 @@ impl Link {
 
     fn take(&mut self, peer: UnixStream) -> bool {
         let event = EpollEvent::new(EventSet::ONE_SHOT | EventSet::IN, self.token);
-        let add = ControlOperation::Add;
-        let watched = peer
-            .set_nonblocking(true)
-            .and_then(|()| self.epoll.ctl(add, peer.as_raw_fd(), event));
+        let watched = self
+            .epoll
+            .ctl(ControlOperation::Add, peer.as_raw_fd(), event);
         if let Err(error) = watched {
             let what = "A console port's peer cannot be watched";
             self.failed.warn(format_args!("{what}: {error}"));

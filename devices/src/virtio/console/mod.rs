@@ -16,7 +16,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use self::host::Host;
+pub use self::host::{Callers, Host};
 
 use self::control::{
     CONSOLE_PORT, Control, DEVICE_READY, Message, PORT_ADD, PORT_NAME, PORT_OPEN, PORT_READY,

@@ -12,6 +12,14 @@ use crate::virtio::testing::{Buffer, GuestRing, TestGuest, Transport};
 
 const SIZE: u16 = 16;
 
+impl Callers for UnixListener {
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        let (peer, _) = UnixListener::accept(self)?;
+        peer.set_nonblocking(true)?;
+        Ok(peer)
+    }
+}
+
 /// A guest with a terminal on two pipes, and one named port on a socket.
 struct World {
     guest: TestGuest,
@@ -37,6 +45,7 @@ impl World {
         let (screen, output) = pipe().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("data")).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let terminal = Host::Streams {
             input: File::from(OwnedFd::from(input)),
             output: Box::new(output),
@@ -48,7 +57,7 @@ impl World {
         };
         let console = Console::new(vec![
             spec("terminal", true, terminal),
-            spec("data", false, Host::Socket(listener)),
+            spec("data", false, Host::Socket(Box::new(listener))),
         ])
         .unwrap();
         let resizer = console.resizer();
