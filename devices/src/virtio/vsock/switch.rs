@@ -425,6 +425,7 @@ mod tests {
         f.full.store(false, Ordering::SeqCst);
         f.switch.clear();
         assert_eq!(f.streams(), 0);
+        program.set_nonblocking(true).unwrap();
         assert_eq!(io::Read::read(&mut program, &mut [0]).unwrap(), 0);
     }
 }
