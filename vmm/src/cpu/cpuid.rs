@@ -3,6 +3,8 @@
 //! The guest sees one package with as many logical processors as it has vCPUs, one or two to a core, and one last-level
 //! cache for all. The APIC ID is the vCPU's number.
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Where a vCPU is among the others.
@@ -61,6 +63,15 @@ pub struct Host {
     pub tsc_deadline: bool,
     /// Frequency of the guest's TSC in kHz, if KVM knows it.
     pub tsc_khz: Option<u32>,
+    /// The host's processors are QEMU's emulation (TCG), not silicon.
+    pub emulated: bool,
+}
+
+/// Whether this program's processor is emulated by QEMU, which says so in the first leaf of hypervisors.
+pub fn is_emulated() -> bool {
+    let present = __cpuid(1).ecx & LEAF1_ECX_HYPERVISOR != 0;
+    let signature = || __cpuid(KVM_SIGNATURE);
+    present && [signature().ebx, signature().ecx, signature().edx] == TCG_SIGNATURE
 }
 
 /// Leaf 1 `EBX`: logical processors in the package, initial APIC ID.
@@ -87,8 +98,13 @@ const TOPOLOGY_2: u32 = 0x1f;
 /// Leaf 0xb: level types.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
-/// KVM's first paravirtual leaf.
+/// KVM's first paravirtual leaf, the first leaf of any hypervisor.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
+/// "TCGT", "CGTC", "GTCG": the name of QEMU's emulation there.
+const TCG_SIGNATURE: [u32; 3] = [0x5447_4354, 0x4354_4743, 0x4743_5447];
+/// KVM's paravirtual features, and among them in `EAX` the end of an interrupt without an exit.
+const KVM_FEATURES: u32 = 0x4000_0001;
+const KVM_FEATURE_PV_EOI: u32 = 1 << 6;
 /// Frequencies of TSC and local APIC timer (kHz), a convention of hypervisors that some guests read.
 const HYPERVISOR_FREQUENCIES: u32 = 0x4000_0010;
 /// KVM's local APIC timer runs at 1 GHz.
@@ -155,6 +171,10 @@ fn patch_entry(entry: &mut kvm_cpuid_entry2, place: Place, host: Host) {
         KVM_SIGNATURE if host.tsc_khz.is_some() => {
             entry.eax = entry.eax.max(HYPERVISOR_FREQUENCIES);
         }
+        // QEMU's VMRUN keeps the vector that it has injected as a pending exception until the next exit: whatever makes
+        // QEMU's loop turn before it delivers the vector once more, even with interrupts off. The end of an interrupt,
+        // which handlers say first, is such an exit.
+        KVM_FEATURES if host.emulated => entry.eax &= !KVM_FEATURE_PV_EOI,
         0x8000_0001 => {
             let counted = is_amd(entry.ecx) && place.processors() > 1;
             set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, counted);
@@ -221,6 +241,7 @@ mod tests {
     const HOST: Host = Host {
         tsc_deadline: true,
         tsc_khz: Some(2_000_000),
+        emulated: false,
     };
 
     fn entry(function: u32) -> kvm_cpuid_entry2 {
@@ -361,6 +382,7 @@ mod tests {
         let host = Host {
             tsc_deadline: false,
             tsc_khz: None,
+            emulated: false,
         };
         let without = patch(&supported(), place, host).unwrap();
         assert_eq!(leaf(&without, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
@@ -370,5 +392,19 @@ mod tests {
                 .iter()
                 .all(|e| e.function != HYPERVISOR_FREQUENCIES)
         );
+    }
+
+    #[test]
+    fn an_interrupt_ends_with_an_exit_on_an_emulated_host() {
+        let features = kvm_cpuid_entry2 {
+            eax: KVM_FEATURE_PV_EOI | 1,
+            ..entry(KVM_FEATURES)
+        };
+        let supported = CpuId::from_entries(&[features]).unwrap();
+        for (emulated, eax) in [(false, KVM_FEATURE_PV_EOI | 1), (true, 1)] {
+            let host = Host { emulated, ..HOST };
+            let cpuid = patch(&supported, single(0, 1), host).unwrap();
+            assert_eq!(leaf(&cpuid, KVM_FEATURES, 0).eax, eax);
+        }
     }
 }

@@ -65,6 +65,7 @@ pub fn create(vm: &Vm, supported: &CpuId, place: Place, entry: Entry) -> Result<
     let host = Host {
         tsc_deadline: vm.has_tsc_deadline(),
         tsc_khz: fd.get_tsc_khz().ok(),
+        emulated: cpuid::is_emulated(),
     };
     let cpuid = cpuid::patch(supported, place, host).map_err(|source| VcpuError::Build {
         id,
