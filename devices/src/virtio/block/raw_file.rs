@@ -5,12 +5,19 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::SECTOR_SIZE;
 use super::backend::{Backend, Job, Start};
 use super::engine::Engine;
+
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// The time between two looks at it.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a file cannot be a disk.
 #[derive(Debug, Error)]
@@ -58,17 +65,27 @@ impl RawFile {
     }
 }
 
-/// Locks `file` for one writer, or for readers only, as long as it is open.
+/// Locks `file` for one writer, or for readers alone.
+///
+/// A VMM that has ended may hold its lock for another moment: the kernel lets go of an io_uring's files in the background.
+/// A guest that reboots must not fail for that, so the lock is waited for, up to [`LOCK_PATIENCE`].
 pub(super) fn lock(file: &File, read_only: bool) -> Result<(), RawFileError> {
-    let locked = if read_only {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => RawFileError::InUse,
-        TryLockError::Error(error) => RawFileError::Lock(error),
-    })
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let locked = if read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(RawFileError::Lock(error)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                return Err(RawFileError::InUse);
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+        }
+    }
 }
 
 fn length(file: &mut File) -> Result<u64, RawFileError> {
@@ -151,6 +168,18 @@ mod tests {
         assert!(matches!(open(&image, false), Err(RawFileError::InUse)));
         drop(readers);
         open(&image, false).unwrap();
+    }
+
+    #[test]
+    fn disk_of_a_writer_that_goes_meanwhile_is_taken() {
+        let image = image(512);
+        let writer = open(&image, false).unwrap();
+        let going = thread::spawn(move || {
+            thread::sleep(4 * LOCK_PAUSE);
+            drop(writer);
+        });
+        open(&image, false).unwrap();
+        going.join().unwrap();
     }
 
     #[test]
