@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0500  GDT                     0x0002_0000  kernel command line
 //! 0x0000_6000  PVH or Multiboot info   0x000e_0000  ACPI tables (RSDP first)
-//! 0x0000_7000  zero page               0x000f_f000  generation ID
+//! 0x0000_7000  zero page               0x000f_f000  generation ID, reset vector
 //! 0x0000_8000  boot stack (down)       0x0010_0000  kernel, then the initrd at the end of low RAM
 //! 0x0000_9000  boot page tables        0xd000_0000  MMIO: boot timer, virtio-mmio devices
 //! 0x0000_d000  end of boot structures  0xd800_0000  memory of PCI devices
@@ -60,6 +60,8 @@ pub const ACPI: u64 = 0xe_0000;
 pub const ACPI_END: u64 = 0xf_f000;
 /// A page that the guest leaves alone, with the virtual machine generation ID at its start.
 pub const GENERATION_ID: u64 = ACPI_END;
+/// Where a processor begins after a reset (F000:FFF0), in the same page.
+pub const RESET_VECTOR: u64 = HIGH_RAM - 16;
 /// Kernels and initrds live from here on: start of RAM above the PC's legacy area.
 pub const HIGH_RAM: u64 = MIB;
 
@@ -139,7 +141,8 @@ mod tests {
             (PAGE_DIRECTORY + 0x1000, CMDLINE),
             (CMDLINE + CMDLINE_CAPACITY as u64, LOW_RAM_END),
             (ACPI, ACPI_END),
-            (GENERATION_ID, HIGH_RAM),
+            (GENERATION_ID, RESET_VECTOR),
+            (RESET_VECTOR, HIGH_RAM),
         ];
         for (start, end) in ends {
             assert!(start < end, "{start:#x} is not below {end:#x}");

@@ -58,6 +58,7 @@ fn power_off_reset_and_triple_fault_are_told_apart() {
         (Code::new().power_off(), 0, "poweroff"),
         (Code::new().reset_by_keyboard_controller(), 16, "reboot"),
         (Code::new().reset_by_acpi(), 16, "reboot"),
+        (Code::new().jump_to_reset_vector(), 16, "reboot"),
         (Code::new().triple_fault(), 17, "triple-fault"),
     ] {
         let run = run(&code);

@@ -13,10 +13,15 @@ pub const PORT: u64 = 0x60;
 /// Ports in the range: data (0x60), system control B (0x61), and command/status (0x64).
 pub const LEN: u64 = 5;
 
+/// The command port.
+pub const COMMAND_PORT: u8 = 0x64;
+/// The command that resets the machine: pulse output line 0.
+pub const PULSE_RESET: u8 = 0xfe;
+
 /// Port 0x61, system control port B.
 const CONTROL_B: u64 = 1;
 /// Port 0x64: status when read, command when written.
-const COMMAND: u64 = 4;
+const COMMAND: u64 = COMMAND_PORT as u64 - PORT;
 /// All status bits but "input buffer full" (bit 1).
 const STATUS_ABSENT: u8 = !0x02;
 /// Output of timer 2 is high: loops that calibrate a clock by the PC speaker's timer end at once, and

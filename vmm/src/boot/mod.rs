@@ -13,6 +13,7 @@ mod memory_map;
 pub mod multiboot;
 pub mod paging;
 pub mod pvh;
+pub mod reset_vector;
 pub mod zero_page;
 
 pub use error::BootError;
@@ -90,6 +91,7 @@ pub fn load(
         None => None,
     };
     cmdline::write(memory, cmdline)?;
+    reset_vector::write(memory)?;
     let map = memory_map(memory);
     match kernel.entry {
         Entry::Pvh { .. } => pvh::write(memory, &map, initrd, rsdp)?,

@@ -6,6 +6,8 @@ use tempfile::NamedTempFile;
 
 /// Where the code is in guest memory.
 const BASE: u32 = 0x10_0000;
+/// Free memory that 16-bit code can be in.
+const LOW_CODE: u32 = 0x1_0000 - 0x100;
 /// File offset of the code: behind the ELF header and two program headers.
 const CODE_AT: u64 = 64 + 2 * 56;
 
@@ -120,6 +122,34 @@ impl Code {
 
     pub fn reset_by_acpi(self) -> Self {
         self.out(0x602, 1).halt()
+    }
+
+    /// Back to real mode by way of a 16-bit code segment, then to where a PC begins: what Linux does to reboot when it
+    /// knows nothing better.
+    pub fn jump_to_reset_vector(self) -> Self {
+        let at = self.here() + 2;
+        let table = at + 6;
+        let [low, high] = u16::try_from(LOW_CODE).unwrap().to_le_bytes();
+        // jmp over: limit and address of the table; no segment; 16-bit code from 0 on
+        let code = self
+            .bytes(&[0xeb, 6 + 16, 15, 0])
+            .bytes(&table.to_le_bytes())
+            .bytes(&[0; 8])
+            .bytes(&[0xff, 0xff, 0, 0, 0, 0x9b, 0, 0]);
+        // mov eax, cr0; and al, 0xfe; mov cr0, eax; jmp f000:fff0
+        let real = [
+            0x0f, 0x20, 0xc0, 0x24, 0xfe, 0x0f, 0x22, 0xc0, 0xea, 0xf0, 0xff, 0x00, 0xf0,
+        ];
+        // mov byte [LOW_CODE + index], byte
+        (0u8..)
+            .zip(real)
+            .fold(code, |code, (index, byte)| {
+                code.bytes(&[0xc6, 0x05, low + index, high, 0, 0, byte])
+            })
+            // lgdt [at]; jmp 8:LOW_CODE
+            .bytes(&[0x0f, 0x01, 0x15])
+            .bytes(&at.to_le_bytes())
+            .bytes(&[0xea, low, high, 0, 0, 8, 0])
     }
 
     pub fn boot_timer_port(self) -> Self {
