@@ -6,7 +6,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use crate::clock::StartTime;
 use crate::config::firecracker;
 use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
+use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
 use crate::logger::{self, chain};
 use crate::machine::{Machine, Options};
 use crate::terminal::{self, RawMode};
@@ -72,6 +73,10 @@ struct Args {
     /// Show the level in log lines (they always have it)
     #[arg(long, hide = true)]
     show_level: bool,
+
+    /// Filter no system calls
+    #[arg(long)]
+    no_seccomp: bool,
 
     /// Descriptor of a connected Unix stream socket: events out and actions in, as JSON lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
@@ -191,8 +196,13 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         code: CODE_BAD_CONFIGURATION,
     })?;
 
+    if let Some(socket) = &control {
+        seccomp::set_parent(socket.as_raw_fd());
+    }
+    let seccomp = filters(args).map_err(|error| Failure::new(1, &error))?;
     let options = Options {
         start,
+        seccomp,
         control,
         report_boot_time: args.boot_timer,
     };
@@ -220,6 +230,17 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
     }
     events.exit(&reason);
     Ok(reason)
+}
+
+/// The filters of system calls, of which that of the whole process is in force from now on.
+fn filters(args: &Args) -> Result<Seccomp, SeccompError> {
+    if args.no_seccomp {
+        log::warn!("System calls are not filtered");
+        return Ok(Seccomp::off());
+    }
+    let seccomp = Seccomp::on()?;
+    seccomp.enter(ThreadKind::Process)?;
+    Ok(seccomp)
 }
 
 /// Takes over the control socket from the parent.
@@ -290,7 +311,7 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_socket_is_refused() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let failure = take_socket(std::os::fd::AsRawFd::as_raw_fd(&file)).unwrap_err();
+        let failure = take_socket(file.as_raw_fd()).unwrap_err();
         assert_eq!(failure.code, CODE_BAD_ARGUMENTS);
     }
 

@@ -9,7 +9,9 @@ use devices::virtio::worker::VirtioWorker;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
 use crate::exit::ExitReason;
+use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
+use crate::logger::chain;
 use crate::machine::MachineError;
 
 /// Bytes of stack: an image format's code goes a few dozen calls deep.
@@ -43,8 +45,15 @@ impl DeviceThread {
     }
 
     /// Runs the loop on a thread of its own. When the run has ended, the thread ends the device's work.
-    pub fn spawn(mut self, number: usize) -> Result<JoinHandle<()>, MachineError> {
+    pub fn spawn(
+        mut self,
+        number: usize,
+        seccomp: Seccomp,
+    ) -> Result<JoinHandle<()>, MachineError> {
         let body = move || {
+            if let Err(error) = seccomp.enter(ThreadKind::Device) {
+                self.latch.set(ExitReason::Error(chain(&error)));
+            }
             while !self.latch.is_set() {
                 if let Err(error) = self.events.run() {
                     let what = format!("The event loop of device {number} failed: {error}");

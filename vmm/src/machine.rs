@@ -22,7 +22,9 @@ use crate::cpu::template::{self, TemplateError};
 use crate::device_thread::{self, DeviceThread, EndWatch};
 use crate::events::Events;
 use crate::exit::ExitReason;
+use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
+use crate::logger::chain;
 use crate::memory::{self, MemoryError};
 use crate::output::Output;
 use crate::pci::{self, PciError};
@@ -98,6 +100,8 @@ pub struct Options {
     pub start: StartTime,
     /// The parent's control socket.
     pub control: Option<UnixStream>,
+    /// What each thread's system calls are filtered by.
+    pub seccomp: Seccomp,
     /// Log the time when the guest says that it has booted.
     pub report_boot_time: bool,
 }
@@ -115,6 +119,7 @@ pub struct Machine {
     event_loop: EventLoop,
     device_threads: Vec<DeviceThread>,
     output: Output,
+    seccomp: Seccomp,
 }
 
 impl Machine {
@@ -127,7 +132,7 @@ impl Machine {
 
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
-        let output = platform::output()?;
+        let output = platform::output(&options.seccomp)?;
         let (devices, handles) = virtio::make(config, &output, &events)?;
         let line = cmdline::complete(config, places.mmio())?;
         let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
@@ -199,6 +204,7 @@ impl Machine {
             event_loop,
             device_threads,
             output,
+            seccomp: options.seccomp,
         })
     }
 
@@ -213,7 +219,7 @@ impl Machine {
         let devices = std::mem::take(&mut self.device_threads)
             .into_iter()
             .enumerate()
-            .map(|(number, thread)| thread.spawn(number))
+            .map(|(number, thread)| thread.spawn(number, self.seccomp.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let mut threads = Vec::with_capacity(self.vcpus.len());
         // The boot vCPU comes last: when it runs, all others are there to be started.
@@ -225,7 +231,12 @@ impl Machine {
                     events.running();
                 }
             };
-            match vcpu::spawn(id, fd, self.buses.clone(), self.latch.clone(), before) {
+            let thread = vcpu::Setting {
+                buses: self.buses.clone(),
+                latch: self.latch.clone(),
+                seccomp: self.seccomp.clone(),
+            };
+            match vcpu::spawn(id, fd, thread, before) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Those that run already must not be left behind.
@@ -234,6 +245,9 @@ impl Machine {
                     return Err(error.into());
                 }
             }
+        }
+        if let Err(error) = self.seccomp.enter(ThreadKind::Event) {
+            self.latch.set(ExitReason::Error(chain(&error)));
         }
         while !self.latch.is_set() {
             if let Err(error) = self.event_loop.run() {

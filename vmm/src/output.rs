@@ -15,6 +15,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::jail::seccomp::{Seccomp, ThreadKind};
+use crate::logger::chain;
+
 /// Bytes that wait for their reader: what a pipe holds once more, or some 800 lines.
 const CAPACITY: usize = 64 << 10;
 /// Most bytes of one write: small, so that a slow line shows progress.
@@ -68,13 +71,19 @@ impl Shared {
 
 impl Output {
     /// Output to `file`, written by a thread of its own.
-    pub fn new(file: File) -> io::Result<Self> {
+    pub fn new(file: File, seccomp: Seccomp) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
         thread::Builder::new()
             .name("output".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || drain(&theirs, file))?;
+            .spawn(move || match seccomp.enter(ThreadKind::Device) {
+                Ok(()) => drain(&theirs, file),
+                Err(error) => {
+                    log::error!("The guest's output is lost: {}", chain(&error));
+                    discard(&theirs);
+                }
+            })?;
         Ok(Self(shared))
     }
 
@@ -248,7 +257,7 @@ mod tests {
     fn output() -> (Output, PipeReader) {
         let (reader, writer) = pipe().unwrap();
         (
-            Output::new(File::from(OwnedFd::from(writer))).unwrap(),
+            Output::new(File::from(OwnedFd::from(writer)), Seccomp::off()).unwrap(),
             reader,
         )
     }

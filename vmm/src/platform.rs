@@ -21,6 +21,7 @@ use vm_memory::GuestAddress;
 use crate::acpi::{GED_PORT, POWER_PORT, WATCHDOG_PORT};
 use crate::events::Events;
 use crate::exit::ExitReason;
+use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::layout::{GED_IRQ, GENERATION_ID};
 use crate::memory::GuestMemory;
@@ -113,9 +114,9 @@ pub fn build(
 }
 
 /// Where the guest prints to: standard output.
-pub fn output() -> Result<Output, PlatformError> {
+pub fn output(seccomp: &Seccomp) -> Result<Output, PlatformError> {
     duplicate(&io::stdout())
-        .and_then(Output::new)
+        .and_then(|file| Output::new(file, seccomp.clone()))
         .map_err(PlatformError::Serial)
 }
 

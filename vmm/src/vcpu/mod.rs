@@ -5,7 +5,7 @@ mod kick;
 mod thread;
 
 pub use kick::install_handler;
-pub use thread::{Buses, VcpuThread, spawn};
+pub use thread::{Buses, Setting, VcpuThread, spawn};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;

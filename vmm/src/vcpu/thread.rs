@@ -9,7 +9,9 @@ use super::VcpuError;
 use super::exits::{self, Next};
 use super::kick::{self, Registration};
 use crate::exit::ExitReason;
+use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
+use crate::logger::chain;
 
 pub use super::exits::Buses;
 
@@ -40,25 +42,44 @@ impl VcpuThread {
     }
 }
 
+/// What a vCPU's thread shares with the others.
+pub struct Setting {
+    /// Where the guest's accesses go.
+    pub buses: Arc<Buses>,
+    /// The end of the run.
+    pub latch: Arc<ExitLatch>,
+    /// The filters of system calls.
+    pub seccomp: Seccomp,
+}
+
 /// Starts a vCPU. `before` runs on its thread just before it first enters the guest.
 pub fn spawn(
     id: u8,
     vcpu: VcpuFd,
-    buses: Arc<Buses>,
-    latch: Arc<ExitLatch>,
+    setting: Setting,
     before: impl FnOnce() + Send + 'static,
 ) -> Result<VcpuThread, VcpuError> {
     let handle = thread::Builder::new()
         .name(format!("vcpu{id}"))
         .stack_size(STACK_BYTES)
         .spawn(move || {
+            let Setting {
+                buses,
+                latch,
+                seccomp,
+            } = setting;
             let mut guard = EndGuard {
                 id,
                 latch: &latch,
                 ended: false,
             };
-            before();
-            guard.run(vcpu, &buses);
+            match seccomp.enter(ThreadKind::Vcpu) {
+                Ok(()) => {
+                    before();
+                    guard.run(vcpu, &buses);
+                }
+                Err(error) => latch.set(ExitReason::Error(chain(&error))),
+            }
             guard.ended = true;
         })
         .map_err(|source| VcpuError::Spawn { id, source })?;

@@ -54,6 +54,7 @@ mod tests {
 
     use super::*;
     use crate::config::ConsolePort;
+    use crate::jail::seccomp::Seccomp;
 
     #[test]
     fn a_port_is_served_again_after_a_vmm_that_was_killed_and_removed_at_the_end() {
@@ -66,7 +67,7 @@ mod tests {
                 path: path.clone(),
             }],
         };
-        let output = Output::new(tempfile::tempfile().unwrap()).unwrap();
+        let output = Output::new(tempfile::tempfile().unwrap(), Seccomp::off()).unwrap();
         drop(UnixListener::bind(&path).unwrap());
         let console = make(&config, &output).unwrap();
         UnixStream::connect(&path).unwrap();

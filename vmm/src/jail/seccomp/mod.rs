@@ -1,0 +1,288 @@
+//! System calls: each kind of thread has a table of those that it makes, and a filter that ends the process at any other.
+//!
+//! One filter is for the whole process, from before an image of the guest's is read on; it permits what building a guest
+//! takes and what any of its threads may do. Each thread then enters the narrower one of its kind, which adds to it.
+//!
+//! ```text
+//!   process ──┬── event    the main thread, once the guest runs
+//!             ├── vcpu
+//!             ├── device   one for each device that moves data, and the console's writer
+//!             └── api
+//! ```
+//!
+//! A call that is not permitted is not made: the kernel sends SIGSYS, whose handler ([`trap`]) says which call of which
+//! kind of thread it was and ends the process. Where that signal is blocked or its handler cannot run, the kernel kills
+//! the process by itself.
+
+mod api;
+mod common;
+mod device;
+mod event;
+mod process;
+mod requests;
+pub mod rule;
+mod trap;
+mod vcpu;
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+pub use self::rule::Rule;
+pub use self::trap::{CODE_DENIED, set_log, set_parent};
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ThreadKind {
+    /// Any, while the guest is being built.
+    Process,
+    /// The main thread while the guest runs.
+    Event,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Does a device's work.
+    Device,
+    /// Serves the API.
+    Api,
+}
+
+impl ThreadKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Process,
+        Self::Event,
+        Self::Vcpu,
+        Self::Device,
+        Self::Api,
+    ];
+
+    /// How messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "starting",
+            Self::Event => "event",
+            Self::Vcpu => "vCPU",
+            Self::Device => "device",
+            Self::Api => "API",
+        }
+    }
+
+    /// What it may do.
+    pub fn rules(self) -> Vec<Rule> {
+        let own = match self {
+            Self::Process => {
+                let others = Self::ALL.iter().filter(|kind| **kind != Self::Process);
+                let all = others.flat_map(|kind| kind.rules());
+                return all.chain(process::RULES.iter().copied()).collect();
+            }
+            Self::Event => event::RULES,
+            Self::Vcpu => vcpu::RULES,
+            Self::Device => device::RULES,
+            Self::Api => api::RULES,
+        };
+        common::RULES.iter().chain(own).copied().collect()
+    }
+}
+
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    /// A table makes no program.
+    #[error("Cannot compile the system call filter of {kind} threads", kind = .kind.name())]
+    Compile {
+        /// Whose.
+        kind: ThreadKind,
+        /// Cause.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The kernel does not take it.
+    #[error(
+        "Cannot install the system call filter of {kind} threads: does this kernel have CONFIG_SECCOMP_FILTER? \
+         --no-seccomp goes without",
+        kind = .kind.name()
+    )]
+    Install {
+        /// Whose.
+        kind: ThreadKind,
+        /// Cause.
+        #[source]
+        source: seccompiler::Error,
+    },
+    /// Nobody would say which call was denied.
+    #[error("Cannot install the handler of denied system calls")]
+    Handler(#[source] io::Error),
+}
+
+/// The filters of this process, or none of them. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Seccomp(Option<Arc<Programs>>);
+
+#[derive(Debug, Default)]
+struct Programs([OnceLock<BpfProgram>; ThreadKind::ALL.len()]);
+
+impl Seccomp {
+    /// Filters nothing: `--no-seccomp`.
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// The filters. To be called in the process that is to have them: they know its number.
+    ///
+    /// # Errors
+    /// The signal handler cannot be installed.
+    pub fn on() -> Result<Self, SeccompError> {
+        trap::install().map_err(SeccompError::Handler)?;
+        Ok(Self(Some(Arc::default())))
+    }
+
+    /// Filters this thread from now on, and every thread it starts. There is no way back. [`ThreadKind::Process`] comes
+    /// first, before there is another thread; then each thread once.
+    ///
+    /// # Errors
+    /// The kernel does not take the filter.
+    pub fn enter(&self, kind: ThreadKind) -> Result<(), SeccompError> {
+        let Some(programs) = &self.0 else {
+            return Ok(());
+        };
+        let place = &programs.0[kind as usize];
+        let program = match place.get() {
+            Some(program) => program,
+            None => {
+                let program =
+                    compile(kind).map_err(|source| SeccompError::Compile { kind, source })?;
+                place.get_or_init(|| program)
+            }
+        };
+        let mut result = Ok(());
+        if kind == ThreadKind::Process {
+            let first = without_clone3();
+            let first = first.map_err(|source| SeccompError::Compile { kind, source })?;
+            result = seccompiler::apply_filter(&first);
+        }
+        let result = result.and_then(|()| seccompiler::apply_filter(program));
+        result.map_err(|source| SeccompError::Install { kind, source })?;
+        trap::set_kind(kind);
+        Ok(())
+    }
+}
+
+fn compile(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
+    SeccompFilter::new(
+        rule::compile(kind.rules())?,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// `clone3` has its flags in memory, where no filter sees them. The C library then uses `clone`.
+fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
+    let enosys = libc::ENOSYS.cast_unsigned();
+    SeccompFilter::new(
+        [(libc::SYS_clone3, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(enosys),
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn calls(kind: ThreadKind) -> BTreeSet<&'static str> {
+        kind.rules().iter().map(Rule::name).collect()
+    }
+
+    #[test]
+    fn no_kind_of_thread_has_more_system_calls_than_it_may() {
+        for (kind, limit) in [
+            (ThreadKind::Vcpu, 25),
+            (ThreadKind::Device, 45),
+            (ThreadKind::Event, 45),
+            (ThreadKind::Api, 35),
+        ] {
+            let calls = calls(kind);
+            println!("{}: {} of {limit}: {calls:?}", kind.name(), calls.len());
+            assert!(calls.len() <= limit, "{}: {}", kind.name(), calls.len());
+        }
+    }
+
+    #[test]
+    fn every_rule_has_a_reason_and_is_there_once() {
+        for kind in ThreadKind::ALL {
+            let rules = kind.rules();
+            assert!(rules.iter().all(|rule| rule.why.len() > 5));
+        }
+        for kind in ThreadKind::ALL.into_iter().skip(1) {
+            let rules = kind.rules();
+            for (index, rule) in rules.iter().enumerate() {
+                let again = rules[index + 1..].iter().find(|other| {
+                    other.number == rule.number && (other.when.is_empty() || rule.when.is_empty())
+                });
+                assert!(again.is_none(), "{}: {rule:?} and {again:?}", kind.name());
+            }
+        }
+    }
+
+    #[test]
+    fn all_tables_compile() {
+        for kind in ThreadKind::ALL {
+            let program = compile(kind).unwrap();
+            println!("{}: {} instructions", kind.name(), program.len());
+            assert!(program.len() < 4096);
+        }
+        without_clone3().unwrap();
+    }
+
+    #[test]
+    fn nothing_that_reaches_other_processes_or_makes_code_is_in_any_table() {
+        for name in [
+            "execve",
+            "execveat",
+            "ptrace",
+            "kill",
+            "tkill",
+            "process_vm_readv",
+            "process_vm_writev",
+            "bpf",
+            "mount",
+            "umount2",
+            "unshare",
+            "setns",
+            "pidfd_open",
+            "init_module",
+            "finit_module",
+            "fork",
+            "vfork",
+            "perf_event_open",
+            "keyctl",
+            "add_key",
+            "chroot",
+            "pivot_root",
+            "open_by_handle_at",
+            "memfd_secret",
+            "kexec_load",
+            "reboot",
+            "userfaultfd",
+            "process_madvise",
+            "pidfd_getfd",
+            "pidfd_send_signal",
+        ] {
+            for kind in ThreadKind::ALL {
+                assert!(!calls(kind).contains(name), "{}: {name}", kind.name());
+            }
+        }
+        for rule in ThreadKind::Process.rules() {
+            if ["mmap", "mprotect", "clone", "socket", "ioctl", "prctl"].contains(&rule.name()) {
+                assert!(!rule.when.is_empty(), "{rule:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Requests of `ioctl`, as the kernel's headers have them.
+
+/// Enters the guest.
+pub const KVM_RUN: u32 = 0xae80;
+/// Reads a vCPU's general registers.
+pub const KVM_GET_REGS: u32 = 0x8090_ae81;
+/// Routes interrupts.
+pub const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+/// Connects an event with an interrupt.
+pub const KVM_IRQFD: u32 = 0x4020_ae76;
+/// Connects a guest's write with an event.
+pub const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+/// Asks for what this KVM can do.
+pub const KVM_CHECK_EXTENSION: u32 = 0xae03;
+/// Sets the offloads that a tap's reader understands.
+pub const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+/// Sets the mode of a terminal.
+pub const TCSETS: u32 = 0x5402;
+/// Makes calls on a descriptor wait, or not.
+pub const FIONBIO: u32 = 0x5421;
+/// Discards a range of a block device.
+pub const BLKDISCARD: u32 = 0x1277;
+/// Writes zeroes to a range of a block device.
+pub const BLKZEROOUT: u32 = 0x127f;
+/// Reads the mode of a terminal.
+pub const TCGETS: u32 = 0x5401;
+/// Makes an interface of a tun descriptor.
+pub const TUNSETIFF: u32 = 0x4004_54ca;
+/// Says which interface a tun descriptor is.
+pub const TUNGETIFF: u32 = 0x8004_54d2;
+/// Sets how long the header of each frame is.
+pub const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+/// Says the number of an interface.
+pub const SIOCGIFINDEX: u32 = 0x8933;
+/// Reads the flags of an interface.
+pub const SIOCGIFFLAGS: u32 = 0x8913;
+/// Sets the flags of an interface.
+pub const SIOCSIFFLAGS: u32 = 0x8914;

@@ -1,0 +1,35 @@
+//! A vCPU's thread: it runs the guest, and does what a device's registers ask for at once.
+
+use super::requests::{
+    KVM_GET_REGS, KVM_IOEVENTFD, KVM_IRQFD, KVM_RUN, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD,
+};
+use super::rule::{Rule, call, is};
+
+/// Beside [`common`](super::common).
+pub const RULES: &[Rule] = &[
+    call!(SYS_ioctl, "the guest runs").when(&[is(1, KVM_RUN)]),
+    call!(SYS_ioctl, "where the guest was, when KVM gives up on it")
+        .when(&[is(1, KVM_GET_REGS)])
+        .rare("KVM gives up on guests that only a broken host makes"),
+    call!(
+        SYS_ioctl,
+        "the guest writes an interrupt message into an MSI-X table"
+    )
+    .when(&[is(1, KVM_SET_GSI_ROUTING)]),
+    call!(SYS_ioctl, "an interrupt message is used for the first time").when(&[is(1, KVM_IRQFD)]),
+    call!(SYS_ioctl, "the guest moves a PCI device's registers").when(&[is(1, KVM_IOEVENTFD)]),
+    call!(
+        SYS_ioctl,
+        "the guest's driver says which offloads it understands"
+    )
+    .when(&[is(1, TUNSETOFFLOAD)]),
+    call!(
+        SYS_rt_sigreturn,
+        "back from the signal that gets the vCPU out of the guest"
+    ),
+    call!(SYS_eventfd2, "the event of an interrupt message"),
+    call!(
+        SYS_timerfd_settime,
+        "the guest's watchdog, and timers of devices that the guest resets"
+    ),
+];
