@@ -237,7 +237,7 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Somebody else who has the same terminal made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                thread::sleep(10 * LINGER);
+                thread::park_timeout(10 * LINGER);
             }
             Err(error) => return Err(error),
         }

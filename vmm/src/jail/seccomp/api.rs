@@ -10,7 +10,6 @@ pub const RULES: &[Rule] = &[
     call!(SYS_poll, "waits for one client"),
     call!(SYS_accept4, "a client connects"),
     call!(SYS_recvfrom, "requests"),
-    call!(SYS_sendto, "answers"),
     call!(SYS_writev, "answers"),
     call!(SYS_shutdown, "a client that is not served any more"),
     call!(SYS_ioctl, "a client must not be waited for").when(&[is(1, FIONBIO)]),

@@ -25,6 +25,7 @@ pub const RULES: &[Rule] = &[
         SYS_write,
         "the log, events for other threads and the parent, what the guest prints"
     ),
+    call!(SYS_sendto, "events for the parent, data of connections"),
     call!(SYS_read, "events, timers, input"),
     call!(
         SYS_close,

@@ -13,10 +13,6 @@ pub const RULES: &[Rule] = &[
         SYS_timerfd_settime,
         "rate limits, and the balloon's statistics"
     ),
-    call!(
-        SYS_clock_nanosleep,
-        "pauses while something that is about to happen is waited for"
-    ),
     call!(SYS_preadv2, "a disk is read from the page cache"),
     call!(SYS_pwritev2, "a disk is written to the page cache"),
     call!(SYS_pwrite64, "metadata of a qcow2 image, and zeroes"),
