@@ -1,0 +1,66 @@
+//! The bodies of the snapshot requests.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What to write.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's")]
+pub struct CreateSnapshot {
+    pub mem_file_path: PathBuf,
+    pub snapshot_path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_type: Option<String>,
+}
+
+/// What to read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's")]
+pub struct LoadSnapshot {
+    pub snapshot_path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemoryBackend>,
+    #[serde(default)]
+    pub enable_diff_snapshots: bool,
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    #[serde(default)]
+    pub resume_vm: bool,
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    #[serde(default)]
+    pub clock_realtime: bool,
+}
+
+/// Where the guest's memory is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's")]
+pub struct MemoryBackend {
+    pub backend_type: String,
+    pub backend_path: PathBuf,
+}
+
+/// Another tap for an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's")]
+pub struct NetworkOverride {
+    pub iface_id: String,
+    pub host_dev_name: String,
+}
+
+/// Another socket for the socket device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are Firecracker's")]
+pub struct VsockOverride {
+    pub uds_path: PathBuf,
+}

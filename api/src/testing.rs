@@ -1,0 +1,1 @@
+//! The published contract, as something that tests can hold requests and answers against.
