@@ -24,6 +24,8 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("There is nothing to boot: boot-source is missing")]
+    NoBootSource,
     #[error("{field} is {value}, permitted are {min} to {max} {unit}")]
     OutOfRange {
         field: &'static str,

@@ -385,9 +385,8 @@ mod tests {
             r#"{{"boot-source": {{"kernel_image_path": "k", "boot_args": "{boot_args}"}}, "drives": [{}]}}"#,
             drives.join(",")
         );
-        firecracker::parse(text.as_bytes(), Path::new("t"))
-            .unwrap()
-            .vm
+        let document = firecracker::parse(text.as_bytes(), Path::new("t")).unwrap();
+        firecracker::guest(&document, false).unwrap()
     }
 
     #[test]

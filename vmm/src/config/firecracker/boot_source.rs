@@ -1,23 +1,11 @@
 //! `boot-source`.
 
-use std::path::PathBuf;
-
-use serde::Deserialize;
+use api::model::BootSource;
 
 use crate::config::{BootConfig, BootProtocol, ConfigError, DEFAULT_BOOT_ARGS};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct BootSource {
-    kernel_image_path: PathBuf,
-    initrd_path: Option<PathBuf>,
-    boot_args: Option<String>,
-    boot_protocol: Option<String>,
-}
-
-impl BootSource {
-    pub(super) fn check(self) -> Result<BootConfig, ConfigError> {
-        let protocol = match self.boot_protocol.as_deref() {
+pub(super) fn check(source: &BootSource) -> Result<BootConfig, ConfigError> {
+        let protocol = match source.boot_protocol.as_deref() {
             None | Some("auto") => BootProtocol::Auto,
             Some("pvh") => BootProtocol::Pvh,
             Some("linux64") => BootProtocol::Linux64,
@@ -31,12 +19,11 @@ impl BootSource {
             }
         };
         let boot = BootConfig {
-            kernel: self.kernel_image_path,
-            initrd: self.initrd_path,
-            cmdline: self.boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.into()),
+            kernel: source.kernel_image_path.clone(),
+            initrd: source.initrd_path.clone(),
+            cmdline: source.boot_args.clone().unwrap_or_else(|| DEFAULT_BOOT_ARGS.into()),
             protocol,
         };
         boot.check()?;
         Ok(boot)
     }
-}

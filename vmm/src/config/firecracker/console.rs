@@ -1,33 +1,16 @@
 //! `console`: ours, beyond Firecracker's format.
 
-use std::path::PathBuf;
-
-use serde::Deserialize;
+use api::model::Console;
 
 use crate::config::{ConsoleConfig, ConsolePort};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Console {
-    #[serde(default)]
-    stdio: bool,
-    #[serde(default)]
-    ports: Vec<Port>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Port {
-    name: String,
-    path: PathBuf,
-}
-
-impl From<Console> for ConsoleConfig {
-    fn from(console: Console) -> Self {
-        let port = |Port { name, path }| ConsolePort { name, path };
-        Self {
-            stdio: console.stdio,
-            ports: console.ports.into_iter().map(port).collect(),
-        }
+pub(super) fn read(console: &Console) -> ConsoleConfig {
+    let port = |port: &api::model::ConsolePort| ConsolePort {
+        name: port.name.clone(),
+        path: port.path.clone(),
+    };
+    ConsoleConfig {
+        stdio: console.stdio,
+        ports: console.ports.iter().map(port).collect(),
     }
 }

@@ -6,54 +6,28 @@
 mod balloon;
 mod boot_source;
 mod console;
-mod drive;
+pub(crate) mod drive;
 mod fs;
 mod machine_config;
-mod network_interfaces;
+pub(crate) mod network_interfaces;
 mod pmem;
-mod rate_limiter;
+pub(crate) mod rate_limiter;
 mod vsock;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
+use api::model::{Document, Serial};
 use serde_json::Value;
 
-use self::balloon::Balloon;
-use self::boot_source::BootSource;
-use self::console::Console;
-use self::drive::Drive;
-use self::fs::Fs;
-use self::machine_config::MachineConfig;
-use self::network_interfaces::NetworkInterface;
-use self::pmem::Pmem;
-use self::rate_limiter::RateLimiter;
-use self::vsock::Vsock;
-use super::{ConfigError, CpuConfig, MemorySize, VcpuCount, VmConfig};
+use super::{BootConfig, BootProtocol, ConfigError, VmConfig};
 
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// vCPUs of a guest without `machine-config` (Firecracker's default).
-const DEFAULT_VCPUS: i64 = 1;
-/// MiB of a guest without `machine-config` (Firecracker's default).
-const DEFAULT_MEM_SIZE_MIB: i64 = 128;
-
-/// A configuration file, and where its log shall go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    /// The guest.
-    pub vm: VmConfig,
-    /// `logger.log_path`.
-    pub log_path: Option<PathBuf>,
-    /// `logger.level`.
-    pub log_level: Option<String>,
-}
-
-/// Reads and checks a configuration file.
-pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+/// Reads a configuration file.
+pub fn load(path: &Path) -> Result<Document, ConfigError> {
     let read_error = |source| ConfigError::Read {
         path: path.into(),
         source,
@@ -80,57 +54,12 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     parse(&text, path)
 }
 
-/// Checks a configuration; `path` is for messages only.
-pub fn parse(text: &[u8], path: &Path) -> Result<Loaded, ConfigError> {
-    let file: ConfigFile = serde_json::from_slice(text).map_err(|source| ConfigError::Json {
+/// Reads a configuration; `path` is for messages only.
+pub fn parse(text: &[u8], path: &Path) -> Result<Document, ConfigError> {
+    serde_json::from_slice(text).map_err(|source| ConfigError::Json {
         path: path.into(),
         source,
-    })?;
-    file.try_into()
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct ConfigFile {
-    boot_source: BootSource,
-    #[serde(default)]
-    drives: Vec<Drive>,
-    machine_config: Option<MachineConfig>,
-    entropy: Option<Entropy>,
-    logger: Option<Logger>,
-    #[serde(default)]
-    network_interfaces: Vec<NetworkInterface>,
-    vsock: Option<Vsock>,
-    console: Option<Console>,
-    balloon: Option<Balloon>,
-    mmds_config: Option<Value>,
-    metrics: Option<Value>,
-    cpu_config: Option<Value>,
-    #[serde(default)]
-    pmem: Vec<Pmem>,
-    #[serde(default)]
-    fs: Vec<Fs>,
-    memory_hotplug: Option<Value>,
-    serial: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entropy {
-    rate_limiter: Option<RateLimiter>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Logger {
-    log_path: Option<PathBuf>,
-    level: Option<String>,
-    // What each line of our log carries is fixed; these ask for no more than that.
-    #[serde(rename = "show_level")]
-    _show_level: Option<bool>,
-    #[serde(rename = "show_log_origin")]
-    _show_log_origin: Option<bool>,
-    module: Option<Value>,
+    })
 }
 
 /// An error if `value` asks for anything.
@@ -148,70 +77,77 @@ fn refuse(what: &'static str, value: Option<&Value>) -> Result<(), ConfigError> 
     }
 }
 
-impl TryFrom<ConfigFile> for Loaded {
-    type Error = ConfigError;
+/// The guest that `document` describes; `pci` says where its virtio devices are.
+pub fn guest(document: &Document, pci: bool) -> Result<VmConfig, ConfigError> {
+    let source = document.boot_source.as_ref();
+    let boot = boot_source::check(source.ok_or(ConfigError::NoBootSource)?)?;
+    assemble(document, boot, pci)
+}
 
-    fn try_from(file: ConfigFile) -> Result<Self, ConfigError> {
-        for (what, value) in [
-            ("mmds-config", &file.mmds_config),
-            ("metrics", &file.metrics),
-            ("cpu-config", &file.cpu_config),
-            ("memory-hotplug", &file.memory_hotplug),
-            ("serial", &file.serial),
-        ] {
-            refuse(what, value.as_ref())?;
-        }
-        let (vcpus, cpu, memory) = match file.machine_config {
-            Some(machine) => machine.check()?,
-            None => (
-                VcpuCount::new("machine-config.vcpu_count", DEFAULT_VCPUS)?,
-                CpuConfig::default(),
-                MemorySize::from_mib("machine-config.mem_size_mib", DEFAULT_MEM_SIZE_MIB)?,
-            ),
-        };
-        let mut drives = file
-            .drives
-            .into_iter()
-            .map(Drive::check)
-            .collect::<Result<Vec<_>, _>>()?;
-        // The root drive comes first, so that it is /dev/vda whatever the order in the file.
-        drives.sort_by_key(|drive| !drive.is_root);
+/// Checks a document that need not be complete: what to boot may come later.
+pub fn check(document: &Document, pci: bool) -> Result<(), ConfigError> {
+    let boot = match &document.boot_source {
+        Some(source) => boot_source::check(source)?,
+        None => BootConfig {
+            kernel: "not known yet".into(),
+            initrd: None,
+            cmdline: String::new(),
+            protocol: BootProtocol::Auto,
+        },
+    };
+    assemble(document, boot, pci).map(drop)
+}
 
-        let (log_path, log_level) = match file.logger {
-            Some(logger) => {
-                refuse("logger.module", logger.module.as_ref())?;
-                (logger.log_path, logger.level)
-            }
-            None => (None, None),
-        };
-        let vm = VmConfig {
-            vcpus,
-            cpu,
-            memory,
-            boot: file.boot_source.check()?,
-            pci: false,
-            drives,
-            balloon: file.balloon.map(Balloon::check).transpose()?,
-            console: file.console.map(Into::into),
-            vsock: file.vsock.map(Into::into),
-            net: file
-                .network_interfaces
-                .into_iter()
-                .map(NetworkInterface::check)
-                .collect::<Result<_, _>>()?,
-            pmem: file.pmem.into_iter().map(Into::into).collect(),
-            fs: file.fs.into_iter().map(Into::into).collect(),
-            entropy: file
-                .entropy
-                .map(|entropy| rate_limiter::check(entropy.rate_limiter)),
-        };
-        vm.check()?;
-        Ok(Self {
-            vm,
-            log_path,
-            log_level,
-        })
+fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig, ConfigError> {
+    for (what, value) in [
+        ("cpu-config", &document.cpu_config),
+        ("memory-hotplug", &document.memory_hotplug),
+    ] {
+        refuse(what, value.as_ref())?;
     }
+    for (what, asks) in [
+        ("mmds-config", document.mmds_config.is_some()),
+        ("metrics", document.metrics.is_some()),
+        ("serial", document.serial.as_ref().is_some_and(|serial| *serial != Serial::default())),
+    ] {
+        if asks {
+            return Err(ConfigError::NotSupportedYet { what });
+        }
+    }
+    if let Some(logger) = &document.logger
+        && logger.module.is_some()
+    {
+        return Err(ConfigError::NotSupportedYet {
+            what: "logger.module",
+        });
+    }
+    let machine = document.machine_config.clone().unwrap_or_default();
+    let (vcpus, cpu, memory) = machine_config::check(&machine)?;
+    let drives = document.drives.iter().map(drive::check);
+    let mut drives = drives.collect::<Result<Vec<_>, _>>()?;
+    // The root drive comes first, so that it is /dev/vda whatever the order in the file.
+    drives.sort_by_key(|drive| !drive.is_root);
+    let interfaces = document.network_interfaces.iter();
+    let entropy = document.entropy.as_ref();
+    let vm = VmConfig {
+        vcpus,
+        cpu,
+        memory,
+        boot,
+        pci,
+        drives,
+        balloon: document.balloon.as_ref().map(balloon::check).transpose()?,
+        console: document.console.as_ref().map(console::read),
+        vsock: document.vsock.as_ref().map(vsock::read),
+        net: interfaces
+            .map(network_interfaces::check)
+            .collect::<Result<_, _>>()?,
+        pmem: document.pmem.iter().map(pmem::read).collect(),
+        fs: document.fs.iter().map(fs::read).collect(),
+        entropy: entropy.map(|entropy| rate_limiter::read(entropy.rate_limiter)),
+    };
+    vm.check()?;
+    Ok(vm)
 }
 
 #[cfg(test)]

@@ -1,38 +1,24 @@
 //! `network-interfaces`. Added keys of ours: `host_dev_fd` (a tap that is open already) and `mtu`.
 
-use std::os::fd::RawFd;
+use api::model::NetworkInterface;
 
-use serde::Deserialize;
-
-use super::rate_limiter::{self, RateLimiter};
+use super::rate_limiter;
 use crate::config::{ConfigError, NetConfig, TapSource};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NetworkInterface {
-    iface_id: String,
-    host_dev_name: Option<String>,
-    host_dev_fd: Option<RawFd>,
-    guest_mac: Option<String>,
-    mtu: Option<u16>,
-    rx_rate_limiter: Option<RateLimiter>,
-    tx_rate_limiter: Option<RateLimiter>,
-}
-
-impl NetworkInterface {
-    pub(super) fn check(self) -> Result<NetConfig, ConfigError> {
-        let tap = match (self.host_dev_name, self.host_dev_fd) {
-            (Some(name), None) => TapSource::Name(name),
-            (None, Some(fd)) => TapSource::Fd(fd),
-            _ => return Err(ConfigError::OneTap { id: self.iface_id }),
-        };
-        Ok(NetConfig {
-            id: self.iface_id,
-            tap,
-            mac: self.guest_mac.map(|mac| mac.parse()).transpose()?,
-            mtu: self.mtu,
-            rx_rate_limiter: rate_limiter::check(self.rx_rate_limiter),
-            tx_rate_limiter: rate_limiter::check(self.tx_rate_limiter),
-        })
-    }
+pub(crate) fn check(interface: &NetworkInterface) -> Result<NetConfig, ConfigError> {
+    let id = || interface.iface_id.clone();
+    let tap = match (&interface.host_dev_name, interface.host_dev_fd) {
+        (Some(name), None) => TapSource::Name(name.clone()),
+        (None, Some(fd)) => TapSource::Fd(fd),
+        _ => return Err(ConfigError::OneTap { id: id() }),
+    };
+    let mac = interface.guest_mac.as_ref().map(|mac| mac.parse());
+    Ok(NetConfig {
+        id: id(),
+        tap,
+        mac: mac.transpose()?,
+        mtu: interface.mtu,
+        rx_rate_limiter: rate_limiter::read(interface.rx_rate_limiter),
+        tx_rate_limiter: rate_limiter::read(interface.tx_rate_limiter),
+    })
 }

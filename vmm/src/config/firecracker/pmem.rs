@@ -1,29 +1,14 @@
 //! `pmem`.
 
-use std::path::PathBuf;
-
-use serde::Deserialize;
+use api::model::Pmem;
 
 use crate::config::PmemConfig;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Pmem {
-    id: String,
-    path_on_host: PathBuf,
-    #[serde(default)]
-    root_device: bool,
-    #[serde(default)]
-    read_only: bool,
-}
-
-impl From<Pmem> for PmemConfig {
-    fn from(pmem: Pmem) -> Self {
-        Self {
-            id: pmem.id,
-            path: pmem.path_on_host,
-            is_root: pmem.root_device,
-            read_only: pmem.read_only,
-        }
+pub(super) fn read(pmem: &Pmem) -> PmemConfig {
+    PmemConfig {
+        id: pmem.id.clone(),
+        path: pmem.path_on_host.clone(),
+        is_root: pmem.root_device,
+        read_only: pmem.read_only,
     }
 }

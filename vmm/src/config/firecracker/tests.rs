@@ -9,8 +9,15 @@ use crate::config::{
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
 
+struct Loaded {
+    vm: VmConfig,
+    document: Document,
+}
+
 fn read(text: &str) -> Result<Loaded, ConfigError> {
-    parse(text.as_bytes(), Path::new("vm.json"))
+    let document = parse(text.as_bytes(), Path::new("vm.json"))?;
+    let vm = guest(&document, false)?;
+    Ok(Loaded { vm, document })
 }
 
 fn with(section: &str) -> Result<Loaded, ConfigError> {
@@ -55,13 +62,13 @@ fn a_full_file_of_firecracker_is_understood() {
     );
     assert!(loaded.vm.drives[1].read_only && !loaded.vm.drives[0].read_only);
     assert_eq!(loaded.vm.entropy, Some(RateLimiterConfig::default()));
-    assert_eq!(loaded.log_path.unwrap(), Path::new("l"));
+    assert_eq!(loaded.document.logger.unwrap().log_path.unwrap(), Path::new("l"));
 }
 
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (r#""mmds-config": {"version": "V2"}"#, "mmds-config"),
+        (r#""mmds-config": {"network_interfaces": []}"#, "mmds-config"),
         (r#""metrics": {"metrics_path": "m"}"#, "metrics"),
     ] {
         let text = with(section).unwrap_err().to_string();
