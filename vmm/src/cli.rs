@@ -176,10 +176,12 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
             "--no-api needs --config-file: there is no other way to say what to run",
         ));
     };
-    let mut config =
+    let document =
         firecracker::load(path).map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
-    config.vm.pci = args.enable_pci;
-    let level = match (args.level, &config.log_level) {
+    let config = firecracker::guest(&document, args.enable_pci)
+        .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    let logger_section = document.logger.unwrap_or_default();
+    let level = match (args.level, &logger_section.level) {
         (Some(level), _) => level,
         (None, Some(text)) => parse_level(text).map_err(|permitted| Failure {
             message: format!("logger.level is \"{text}\", {permitted}"),
@@ -187,7 +189,7 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         })?,
         (None, None) => LevelFilter::Info,
     };
-    let log_path = args.log_path.as_ref().or(config.log_path.as_ref());
+    let log_path = args.log_path.as_ref().or(logger_section.log_path.as_ref());
     logger::init(&args.id, level, log_path.map(PathBuf::as_path)).map_err(|error| Failure {
         message: format!(
             "Cannot open the log {}: {error}",
@@ -214,7 +216,7 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         };
         Failure::new(code, &error)
     };
-    let machine = Machine::new(&config.vm, options).map_err(failure)?;
+    let machine = Machine::new(&config, options).map_err(failure)?;
     let events = machine.events();
     end_on_panic(events.clone());
     let raw_mode = RawMode::enter().map_err(|error| Failure {

@@ -30,7 +30,7 @@ use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
 use crate::stats::VcpuStats;
-use crate::vcpu::{self, Buses, VcpuError, VcpuThread};
+use crate::vcpu::{self, Buses, Gate, Setting, VcpuError, VcpuThread};
 use crate::virtio::{self, Places, Thread, VirtioError};
 use crate::vm::{Vm, VmError};
 
@@ -222,6 +222,12 @@ impl Machine {
             .map(|(number, thread)| thread.spawn(number, self.seccomp.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let mut threads = Vec::with_capacity(self.vcpus.len());
+        let setting = Setting {
+            buses: self.buses.clone(),
+            latch: self.latch.clone(),
+            gate: Arc::new(Gate::default()),
+            seccomp: self.seccomp.clone(),
+        };
         // The boot vCPU comes last: when it runs, all others are there to be started.
         let vcpus: Vec<_> = (0u8..).zip(std::mem::take(&mut self.vcpus)).collect();
         for (id, fd) in vcpus.into_iter().rev() {
@@ -231,12 +237,7 @@ impl Machine {
                     events.running();
                 }
             };
-            let thread = vcpu::Setting {
-                buses: self.buses.clone(),
-                latch: self.latch.clone(),
-                seccomp: self.seccomp.clone(),
-            };
-            match vcpu::spawn(id, fd, thread, before) {
+            match vcpu::spawn(id, fd, setting.clone(), before) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Those that run already must not be left behind.

@@ -10,6 +10,8 @@ mod bucket;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
@@ -38,10 +40,43 @@ pub struct RateLimits {
 pub struct RateLimiter {
     bandwidth: Option<TokenBucket>,
     ops: Option<TokenBucket>,
-    timer: TimerFd,
+    shared: Arc<Shared>,
     /// When the armed timer fires.
     reopens: Option<Instant>,
     failures: Throttle,
+}
+
+/// What a limiter has in common with its controls.
+#[derive(Debug)]
+struct Shared {
+    timer: Mutex<TimerFd>,
+    /// There are new limits: looked at before every request, so it must cost nothing.
+    changed: AtomicBool,
+    limits: Mutex<RateLimits>,
+}
+
+impl Shared {
+    fn reset_timer(&self, wait: Duration) -> io::Result<()> {
+        let mut timer = lock(&self.timer);
+        timer.reset(wait, None).map_err(Into::into)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Changes the limits of a device that a guest has, from any thread.
+#[derive(Clone, Debug)]
+pub struct LimitsControl(Arc<Shared>);
+
+impl LimitsControl {
+    /// Puts `limits` into force, with full buckets, before the next request. A device that waits goes on.
+    pub fn set(&self, limits: RateLimits) -> io::Result<()> {
+        *lock(&self.0.limits) = limits;
+        self.0.changed.store(true, Ordering::Release);
+        self.0.reset_timer(Duration::from_nanos(1))
+    }
 }
 
 impl RateLimiter {
@@ -51,14 +86,38 @@ impl RateLimiter {
         Ok(Self {
             bandwidth: limits.bandwidth.map(|limit| TokenBucket::new(limit, now)),
             ops: limits.ops.map(|limit| TokenBucket::new(limit, now)),
-            timer: TimerFd::new()?,
+            shared: Arc::new(Shared {
+                timer: Mutex::new(TimerFd::new()?),
+                changed: AtomicBool::new(false),
+                limits: Mutex::new(limits),
+            }),
             reopens: None,
             failures: Throttle::default(),
         })
     }
 
+    /// Changes the limits later.
+    pub fn control(&self) -> LimitsControl {
+        LimitsControl(self.shared.clone())
+    }
+
+    fn take_change(&mut self) -> bool {
+        // The load alone is what it costs where nothing changes.
+        let changed = self.shared.changed.load(Ordering::Relaxed)
+            && self.shared.changed.swap(false, Ordering::Acquire);
+        if changed {
+            let limits = *lock(&self.shared.limits);
+            let now = Instant::now();
+            self.bandwidth = limits.bandwidth.map(|limit| TokenBucket::new(limit, now));
+            self.ops = limits.ops.map(|limit| TokenBucket::new(limit, now));
+            self.reopens = None;
+        }
+        changed
+    }
+
     /// Whether the next request may start. If not, the source will be ready when it may.
     pub fn is_open(&mut self) -> bool {
+        self.take_change();
         if self.bandwidth.is_none() && self.ops.is_none() {
             return true;
         }
@@ -79,7 +138,7 @@ impl RateLimiter {
             return false;
         }
         let wait = wait.clamp(SHORTEST_WAIT, LONGEST_WAIT);
-        if let Err(error) = self.timer.reset(wait, None) {
+        if let Err(error) = self.shared.reset_timer(wait) {
             // A device that is never woken would stand still for ever: rather no limit.
             self.failures.warn(format_args!(
                 "The timer of a rate limiter cannot be set: {error}"
@@ -87,6 +146,10 @@ impl RateLimiter {
             return true;
         }
         self.reopens = now.checked_add(wait);
+        // New limits that came in before the timer was set have woken nobody.
+        if self.take_change() {
+            return self.is_open_at(Instant::now());
+        }
         false
     }
 
@@ -100,24 +163,10 @@ impl RateLimiter {
         }
     }
 
-    /// Puts new limits into force, with full buckets, and wakes the device if it waits for the old ones.
-    pub fn set_limits(&mut self, limits: RateLimits) {
-        let now = Instant::now();
-        self.bandwidth = limits.bandwidth.map(|limit| TokenBucket::new(limit, now));
-        self.ops = limits.ops.map(|limit| TokenBucket::new(limit, now));
-        if self.reopens.take().is_some()
-            && let Err(error) = self.timer.reset(Duration::from_nanos(1), None)
-        {
-            self.failures.warn(format_args!(
-                "The timer of a rate limiter cannot be set: {error}"
-            ));
-        }
-    }
-
     /// Ready when a closed limiter is open again. Needs no reading: it is an edge.
     pub fn source(&self) -> Source {
         Source {
-            fd: self.timer.as_raw_fd(),
+            fd: lock(&self.shared.timer).as_raw_fd(),
             events: EventSet::IN | EventSet::EDGE_TRIGGERED,
         }
     }

@@ -79,16 +79,23 @@ fn timer_wakes_who_was_refused_and_new_limits_wake_at_once() {
     let mut limiter = RateLimiter::new(limits).unwrap();
     limiter.charge(0);
     assert!(!limiter.is_open());
-    limiter.set_limits(RateLimits {
+    let control = limiter.control();
+    let limits = RateLimits {
         bandwidth: None,
         ops: bucket(1, 0, 1),
-    });
+    };
+    std::thread::spawn(move || control.set(limits).unwrap());
     wait_for(&limiter);
     assert!(limiter.is_open());
     limiter.charge(0);
     assert!(!limiter.is_open());
     wait_for(&limiter);
     assert!(limiter.is_open());
+    limiter.control().set(RateLimits::default()).unwrap();
+    for _ in 0..1000 {
+        assert!(limiter.is_open());
+        limiter.charge(1);
+    }
 }
 
 proptest! {

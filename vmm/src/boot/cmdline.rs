@@ -116,9 +116,8 @@ mod tests {
         let text = format!(
             r#"{{"boot-source": {{"kernel_image_path": "k", "boot_args": "{boot_args}"}}, "drives": [{drives}]}}"#
         );
-        firecracker::parse(text.as_bytes(), Path::new("t"))
-            .unwrap()
-            .vm
+        let document = firecracker::parse(text.as_bytes(), Path::new("t")).unwrap();
+        firecracker::guest(&document, false).unwrap()
     }
 
     const DEVICE: MmioDevice = MmioDevice {

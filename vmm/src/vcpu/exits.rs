@@ -13,8 +13,10 @@ use vmm_sys_util::errno;
 pub enum Next {
     /// Enter the guest again.
     Run,
-    /// Look whether somebody wants the vCPU to stop.
+    /// Look whether the run has ended.
     Check,
+    /// Somebody has kicked the vCPU: look what for. Nothing that the guest did is half done.
+    Kicked,
     /// The guest is in a state that a PC answers with a reset.
     TripleFault,
     /// The vCPU cannot go on.
@@ -62,7 +64,7 @@ pub fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
             buses.mmio.write(address, data);
             Next::Check
         }
-        Ok(VcpuExit::Intr) => Next::Check,
+        Ok(VcpuExit::Intr) => Next::Kicked,
         Ok(VcpuExit::Shutdown) => Next::TripleFault,
         Ok(VcpuExit::SystemEvent(kind, _)) => Next::Failed(format!(
             "KVM reported the system event {kind}, which x86 guests do not cause"
@@ -99,7 +101,7 @@ fn failed(error: errno::Error, vcpu: &mut VcpuFd) -> Next {
     match error.errno() {
         libc::EINTR => {
             vcpu.set_kvm_immediate_exit(0);
-            Next::Check
+            Next::Kicked
         }
         // A vCPU that was never started can be woken for no reason.
         libc::EAGAIN => Next::Check,

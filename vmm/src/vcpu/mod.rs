@@ -1,9 +1,11 @@
 //! Virtual CPUs: their set-up and the threads that run them.
 
 mod exits;
+mod gate;
 mod kick;
 mod thread;
 
+pub use gate::Gate;
 pub use kick::install_handler;
 pub use thread::{Buses, Setting, VcpuThread, spawn};
 

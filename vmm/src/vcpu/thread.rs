@@ -7,6 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::VcpuError;
 use super::exits::{self, Next};
+use super::gate::Gate;
 use super::kick::{self, Registration};
 use crate::exit::ExitReason;
 use crate::jail::seccomp::{Seccomp, ThreadKind};
@@ -42,12 +43,15 @@ impl VcpuThread {
     }
 }
 
-/// What a vCPU's thread shares with the others.
+/// What all vCPUs of a guest have in common.
+#[derive(Clone)]
 pub struct Setting {
     /// Where the guest's accesses go.
     pub buses: Arc<Buses>,
     /// The end of the run.
     pub latch: Arc<ExitLatch>,
+    /// Where they stand while the guest is paused.
+    pub gate: Arc<Gate>,
     /// The filters of system calls.
     pub seccomp: Seccomp,
 }
@@ -63,22 +67,17 @@ pub fn spawn(
         .name(format!("vcpu{id}"))
         .stack_size(STACK_BYTES)
         .spawn(move || {
-            let Setting {
-                buses,
-                latch,
-                seccomp,
-            } = setting;
             let mut guard = EndGuard {
                 id,
-                latch: &latch,
+                setting: &setting,
                 ended: false,
             };
-            match seccomp.enter(ThreadKind::Vcpu) {
+            match setting.seccomp.enter(ThreadKind::Vcpu) {
                 Ok(()) => {
                     before();
-                    guard.run(vcpu, &buses);
+                    guard.run(vcpu);
                 }
-                Err(error) => latch.set(ExitReason::Error(chain(&error))),
+                Err(error) => setting.latch.set(ExitReason::Error(chain(&error))),
             }
             guard.ended = true;
         })
@@ -89,33 +88,47 @@ pub fn spawn(
 /// Reports a thread that ends in any other way than by its loop, so that nobody waits for it for ever.
 struct EndGuard<'a> {
     id: u8,
-    latch: &'a ExitLatch,
+    setting: &'a Setting,
     ended: bool,
 }
 
 impl EndGuard<'_> {
-    fn run(&self, mut vcpu: VcpuFd, buses: &Buses) {
+    fn run(&self, mut vcpu: VcpuFd) {
+        let Setting {
+            buses, latch, gate, ..
+        } = self.setting;
         let mut vcpu = Registration::new(&mut vcpu);
         loop {
             match exits::run(vcpu.vcpu(), buses) {
                 Next::Run => {}
-                Next::Check if self.latch.is_set() => return,
-                Next::Check => {}
-                Next::TripleFault => return self.latch.set(ExitReason::TripleFault),
+                Next::Check | Next::Kicked if latch.is_set() => return,
+                // Only here: after a kick, KVM has ended what an exit had left open.
+                Next::Kicked if gate.is_closed() => {
+                    tell_of_pause(vcpu.vcpu(), self.id);
+                    gate.park(latch);
+                }
+                Next::Check | Next::Kicked => {}
+                Next::TripleFault => return latch.set(ExitReason::TripleFault),
                 Next::Failed(message) => {
-                    return self
-                        .latch
-                        .set(ExitReason::Error(format!("vCPU {}: {message}", self.id)));
+                    return latch.set(ExitReason::Error(format!("vCPU {}: {message}", self.id)));
                 }
             }
         }
     }
 }
 
+/// Lets the guest know by its clock that it was stopped: its watchdogs then do not take the time for a hang.
+fn tell_of_pause(vcpu: &VcpuFd, id: u8) {
+    if let Err(error) = vcpu.kvmclock_ctrl() {
+        // A guest without KVM's clock cannot be told.
+        log::debug!("vCPU {id} is not told that it is paused: {error}");
+    }
+}
+
 impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.latch.set(ExitReason::Error(format!(
+            self.setting.latch.set(ExitReason::Error(format!(
                 "The thread of vCPU {} panicked",
                 self.id
             )));

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use self::pages::Pages;
 use self::statistics::StatisticsQueue;
-pub use self::statistics::{Poll, Sink, Statistics, TAGS};
+pub use self::statistics::{Interval, Poll, Sink, Statistics, TAGS};
 pub use self::target::Target;
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice};

@@ -1,10 +1,11 @@
 //! What the guest says of its memory (virtio 1.2 §5.5.6.3), asked for again and again.
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_manager::EventSet;
-use std::os::fd::AsRawFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::memory::GuestMemory;
@@ -58,10 +59,30 @@ pub type Sink = Box<dyn FnMut(&Statistics) + Send>;
 
 /// Asks for statistics at an interval.
 pub struct Poll {
-    interval: Duration,
-    timer: TimerFd,
+    clock: Interval,
     sink: Sink,
     failures: Throttle,
+}
+
+/// How often statistics are asked for; changed from any thread.
+#[derive(Clone)]
+pub struct Interval(Arc<Mutex<(Duration, TimerFd)>>);
+
+impl Interval {
+    /// Asks every `interval` from now on; it must not be zero.
+    pub fn set(&self, interval: Duration) -> io::Result<()> {
+        self.lock().0 = interval;
+        self.arm()
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let (interval, timer) = &mut *self.lock();
+        timer.reset(*interval, None).map_err(Into::into)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Duration, TimerFd)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Poll {
@@ -70,26 +91,30 @@ impl Poll {
         interval: Duration,
         sink: impl FnMut(&Statistics) + Send + 'static,
     ) -> io::Result<Self> {
-        let mut poll = Self {
-            interval,
-            timer: TimerFd::new()?,
+        let clock = Interval(Arc::new(Mutex::new((interval, TimerFd::new()?))));
+        clock.arm()?;
+        Ok(Self {
+            clock,
             sink: Box::new(sink),
             failures: Throttle::default(),
-        };
-        poll.timer.reset(interval, None)?;
-        Ok(poll)
+        })
+    }
+
+    /// Changes the interval later.
+    pub fn interval(&self) -> Interval {
+        self.clock.clone()
     }
 
     fn source(&self) -> Source {
         // An edge: setting the timer again is all it needs.
         Source {
-            fd: self.timer.as_raw_fd(),
+            fd: self.clock.lock().1.as_raw_fd(),
             events: EventSet::IN | EventSet::EDGE_TRIGGERED,
         }
     }
 
     fn set_again(&mut self) {
-        if let Err(error) = self.timer.reset(self.interval, None) {
+        if let Err(error) = self.clock.arm() {
             self.failures.warn(format_args!(
                 "The timer of the balloon's statistics cannot be set: {error}"
             ));

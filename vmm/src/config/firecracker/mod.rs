@@ -108,7 +108,13 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
     for (what, asks) in [
         ("mmds-config", document.mmds_config.is_some()),
         ("metrics", document.metrics.is_some()),
-        ("serial", document.serial.as_ref().is_some_and(|serial| *serial != Serial::default())),
+        (
+            "serial",
+            document
+                .serial
+                .as_ref()
+                .is_some_and(|serial| *serial != Serial::default()),
+        ),
     ] {
         if asks {
             return Err(ConfigError::NotSupportedYet { what });

@@ -1,4 +1,5 @@
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
@@ -9,6 +10,7 @@ use crate::config::{
 use devices::virtio::block::engine::Preference;
 use proptest::prelude::*;
 
+#[derive(Debug)]
 struct Loaded {
     vm: VmConfig,
     document: Document,
@@ -62,13 +64,19 @@ fn a_full_file_of_firecracker_is_understood() {
     );
     assert!(loaded.vm.drives[1].read_only && !loaded.vm.drives[0].read_only);
     assert_eq!(loaded.vm.entropy, Some(RateLimiterConfig::default()));
-    assert_eq!(loaded.document.logger.unwrap().log_path.unwrap(), Path::new("l"));
+    assert_eq!(
+        loaded.document.logger.unwrap().log_path.unwrap(),
+        Path::new("l")
+    );
 }
 
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
     for (section, what) in [
-        (r#""mmds-config": {"network_interfaces": []}"#, "mmds-config"),
+        (
+            r#""mmds-config": {"network_interfaces": []}"#,
+            "mmds-config",
+        ),
         (r#""metrics": {"metrics_path": "m"}"#, "metrics"),
     ] {
         let text = with(section).unwrap_err().to_string();
