@@ -2,26 +2,39 @@
 
 use std::fmt::Display;
 
+use crate::metrics::Counter;
+
+/// Lines that all throttles of the process have kept from the log.
+static SUPPRESSED: Counter = Counter::new();
+
+/// How many lines all throttles of the process have kept from the log.
+pub fn suppressed() -> u64 {
+    SUPPRESSED.get()
+}
+
 /// Counts a guest's offences and logs the first, second, fourth, eighth … of them.
 ///
 /// A guest decides how often it misbehaves; the log grows with the logarithm of that. No clock is
-/// involved, so the same run logs the same lines.
+/// involved, so the same run logs the same lines. Each line says how many there were: the others are not lost, but
+/// counted, also in [`suppressed`].
 #[derive(Debug, Default)]
-pub(crate) struct Throttle {
+pub struct Throttle {
     count: u64,
 }
 
 impl Throttle {
     /// Counts one more offence and logs it if its turn has come.
-    pub(crate) fn warn(&mut self, what: impl Display) {
+    pub fn warn(&mut self, what: impl Display) {
         self.count = self.count.saturating_add(1);
         if self.count.is_power_of_two() {
             log::warn!("{what} (occurrence {})", self.count);
+        } else {
+            SUPPRESSED.count();
         }
     }
 
     /// How many offences there were so far.
-    pub(crate) fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.count
     }
 }
@@ -63,9 +76,12 @@ mod tests {
         log::set_max_level(log::LevelFilter::Warn);
         let lines = Cell::new(0);
         let mut throttle = Throttle::default();
+        let before = suppressed();
         for _ in 0..1000 {
             throttle.warn(Written(&lines));
         }
         assert_eq!((throttle.count(), lines.get()), (1000, 10));
+        // Other tests of the process may add to it.
+        assert!(suppressed() - before >= 990);
     }
 }

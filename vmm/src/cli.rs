@@ -24,6 +24,7 @@ use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
 use crate::logger::{self, chain};
 use crate::machine::{Machine, Options};
+use crate::metrics;
 use crate::terminal::{self, RawMode};
 
 /// Runs one guest on KVM. The guest's serial port is standard input and output.
@@ -77,6 +78,10 @@ struct Args {
     /// Filter no system calls
     #[arg(long)]
     no_seccomp: bool,
+
+    /// Write metrics to this file or FIFO: one line of JSON a minute, and one at the end
+    #[arg(long, value_name = "FILE")]
+    metrics_path: Option<PathBuf>,
 
     /// Descriptor of a connected Unix stream socket: events out and actions in, as JSON lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
@@ -198,6 +203,14 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         code: CODE_BAD_CONFIGURATION,
     })?;
 
+    if let Some(path) = &args.metrics_path {
+        let opened = metrics::process().write_to(path);
+        opened.map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    }
+    let startup = &metrics::process().api.server;
+    startup.process_startup_time_us.set(start.elapsed_us());
+    startup.process_startup_time_cpu_us.set(start.cpu_us());
+
     if let Some(socket) = &control {
         seccomp::set_parent(socket.as_raw_fd());
     }
@@ -230,6 +243,7 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         ExitReason::Error(message) => log::error!("{message}"),
         reason => log::info!("{reason}"),
     }
+    metrics::process().flush();
     events.exit(&reason);
     Ok(reason)
 }
@@ -276,6 +290,8 @@ fn end_on_panic(events: Arc<Events>) {
         terminal::restore();
         let message = format!("The VMM panicked: {info}");
         log::error!("{message}");
+        metrics::process().vmm.panic_count.count();
+        metrics::process().flush_without_waiting();
         events.exit_without_waiting(&ExitReason::Error(message));
         #[expect(
             clippy::exit,

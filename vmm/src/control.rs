@@ -13,6 +13,7 @@ use crate::events;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::logger::chain;
+use crate::metrics;
 use crate::stats::VcpuStats;
 use crate::virtio::Handles;
 
@@ -26,6 +27,8 @@ enum Action {
     PowerButton,
     Stop,
     Stats,
+    Metrics,
+    FlushMetrics,
     RenewGenerationId,
     Resize { columns: u16, rows: u16 },
     Balloon { amount_mib: u32 },
@@ -126,6 +129,8 @@ impl Control {
                 Ok(counters) => events.stats(counters),
                 Err(error) => log::error!("KVM's counters cannot be read: {error}"),
             },
+            Ok(Action::Metrics) => events.metrics(&metrics::process().snapshot()),
+            Ok(Action::FlushMetrics) => drop(metrics::process().flush()),
             Ok(Action::RenewGenerationId) => {
                 if let Err(error) = generation_id.renew() {
                     log::error!("The guest keeps its generation ID: {}", chain(&error));
@@ -178,7 +183,7 @@ mod tests {
     use crate::virtio::balloon;
     use devices::bus::MutBusDevice;
     use devices::virtio::device::VirtioDevice;
-    use std::io::Write;
+    use std::io::{BufRead, BufReader, Write};
     use vm_memory::GuestAddress;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -268,6 +273,20 @@ mod tests {
         let mut answer = [0; 64];
         let length = world.parent.read(&mut answer).unwrap();
         assert_eq!(&answer[..length], b"{\"event\":\"stats\",\"vcpus\":[]}\n");
+    }
+
+    #[test]
+    fn metrics_are_answered_with_one_line() {
+        let mut world = world();
+        let action = b"{\"action\":\"metrics\"}\n";
+        world.parent.write_all(action).unwrap();
+        world.control.pump();
+        let mut line = String::new();
+        let mut parent = BufReader::new(&world.parent);
+        parent.read_line(&mut line).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(answer["event"], "metrics");
+        assert!(answer["metrics"]["block"]["read_count"].is_u64());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
 use crate::logger::chain;
 use crate::machine::MachineError;
+use crate::metrics;
 
 /// Bytes of stack: an image format's code goes a few dozen calls deep.
 const STACK_BYTES: usize = 512 << 10;
@@ -55,9 +56,12 @@ impl DeviceThread {
                 self.latch.set(ExitReason::Error(chain(&error)));
             }
             while !self.latch.is_set() {
-                if let Err(error) = self.events.run() {
-                    let what = format!("The event loop of device {number} failed: {error}");
-                    self.latch.set(ExitReason::Error(what));
+                match self.events.run() {
+                    Ok(events) => metrics::process().vmm.device_events.add(events as u64),
+                    Err(error) => {
+                        let what = format!("The event loop of device {number} failed: {error}");
+                        self.latch.set(ExitReason::Error(what));
+                    }
                 }
             }
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
+use devices::throttle::Throttle;
 use devices::virtio::balloon::{Statistics, TAGS};
 use serde::Serialize;
 
 use crate::clock::StartTime;
 use crate::exit::ExitReason;
+use crate::metrics::Snapshot;
 use crate::stats::Counters;
 
 /// One line to the parent.
@@ -21,8 +23,25 @@ enum Event<'a> {
     Panicked,
     CrashLoaded,
     Stats { vcpus: Vec<Counters> },
+    Metrics { metrics: serde_json::Value },
     BalloonStatistics(Balloon),
     Exit { reason: &'a str, message: String },
+}
+
+impl Event<'_> {
+    /// As its line has it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Running { .. } => "running",
+            Self::BootTimer { .. } => "boot-timer",
+            Self::Panicked => "panicked",
+            Self::CrashLoaded => "crash-loaded",
+            Self::Stats { .. } => "stats",
+            Self::Metrics { .. } => "metrics",
+            Self::BalloonStatistics(_) => "balloon-statistics",
+            Self::Exit { .. } => "exit",
+        }
+    }
 }
 
 /// A balloon, and the guest's memory as the guest sees it: by Firecracker's names, in bytes where nothing else is said.
@@ -60,7 +79,7 @@ impl From<&Statistics> for Balloon {
 /// Tells the parent what happens. Without a socket it does nothing.
 #[derive(Debug)]
 pub struct Events {
-    socket: Option<Mutex<UnixStream>>,
+    socket: Option<Mutex<Outlet>>,
     start: StartTime,
 }
 
@@ -68,7 +87,13 @@ impl Events {
     /// Events go to `socket`; times are counted from `start`.
     pub fn new(socket: Option<UnixStream>, start: StartTime) -> Self {
         Self {
-            socket: socket.map(Mutex::new),
+            socket: socket.map(|socket| {
+                Mutex::new(Outlet {
+                    socket,
+                    rest: Vec::new(),
+                    lost: Throttle::default(),
+                })
+            }),
             start,
         }
     }
@@ -102,6 +127,13 @@ impl Events {
         self.send(&Event::Stats { vcpus });
     }
 
+    /// Everything that is counted.
+    pub fn metrics(&self, snapshot: &Snapshot) {
+        self.send(&Event::Metrics {
+            metrics: snapshot.to_json(),
+        });
+    }
+
     /// What the guest says of its memory.
     pub fn balloon_statistics(&self, statistics: &Statistics) {
         self.send(&Event::BalloonStatistics(statistics.into()));
@@ -124,7 +156,7 @@ impl Events {
                 message: reason.to_string(),
             };
             // The log has the message already.
-            let _ = send(&mut socket, &event);
+            let _ = socket.send(&event);
         }
     }
 
@@ -135,20 +167,61 @@ impl Events {
 
     fn send(&self, event: &Event<'_>) {
         let Some(socket) = &self.socket else { return };
-        if let Err(error) = send(
-            &mut socket.lock().unwrap_or_else(PoisonError::into_inner),
-            event,
-        ) {
-            log::warn!("The parent does not get the event {event:?}: {error}");
+        let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = socket.send(event) {
+            let name = event.name();
+            socket.lost.warn(format_args!(
+                "The parent does not get the event {name}: {error}"
+            ));
         }
     }
 }
 
-/// The socket does not block: a parent that does not read loses events instead of stopping the guest.
-fn send(socket: &mut UnixStream, event: &Event<'_>) -> io::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
-    socket.write_all(&line)
+/// The socket to the parent, which does not block: a parent that does not read loses events instead of stopping the guest.
+#[derive(Debug)]
+struct Outlet {
+    socket: UnixStream,
+    /// The rest of a line that there was no room for.
+    rest: Vec<u8>,
+    lost: Throttle,
+}
+
+impl Outlet {
+    fn send(&mut self, event: &Event<'_>) -> io::Result<()> {
+        // A line that was begun is ended first, or both are lost.
+        self.send_rest()?;
+        if !self.rest.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        let length = line.len();
+        self.rest = line;
+        self.send_rest()?;
+        if self.rest.len() == length {
+            self.rest.clear();
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    }
+
+    /// Sends as much of the rest as there is room for.
+    fn send_rest(&mut self) -> io::Result<()> {
+        while !self.rest.is_empty() {
+            match self.socket.write(&self.rest) {
+                Ok(length) => drop(self.rest.drain(..length)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => return Ok(()),
+                    _ => {
+                        self.rest.clear();
+                        return Err(error);
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -205,6 +278,27 @@ mod tests {
         });
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_parent_that_does_not_read_for_a_while_gets_whole_lines() {
+        let (events, mut parent) = pair();
+        let snapshot = crate::metrics::Telemetry::default().snapshot();
+        for _ in 0..1000 {
+            events.metrics(&snapshot);
+        }
+        parent.set_nonblocking(true).unwrap();
+        let mut text = Vec::new();
+        parent.read_to_end(&mut text).unwrap_err();
+        events.exit(&ExitReason::PowerOff);
+        parent.read_to_end(&mut text).unwrap_err();
+        let text = String::from_utf8(text).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert!(lines.len() > 2 && lines.len() < 1000, "{}", lines.len());
+        assert_eq!(lines.last().unwrap()["event"], "exit");
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod layout;
 mod logger;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 mod msi;
 mod output;
 mod pci;

@@ -26,6 +26,7 @@ use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
 use crate::logger::chain;
 use crate::memory::{self, MemoryError};
+use crate::metrics::{self, FlushTimer, VcpuMetrics};
 use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
@@ -170,6 +171,8 @@ impl Machine {
         event_loop.add_subscriber(Box::new(EndWatch::new(latch.clone())));
         event_loop.add_subscriber(Box::new(platform.serial_input));
         event_loop.add_subscriber(Box::new(platform.watchdog));
+        let timer = FlushTimer::new(metrics::process()).map_err(MachineError::Event)?;
+        event_loop.add_subscriber(Box::new(timer));
         let mut device_threads = Vec::new();
         for (worker, thread) in workers {
             match thread {
@@ -194,7 +197,13 @@ impl Machine {
                 },
             )));
         }
-        let buses = Arc::new(Buses { ports, mmio });
+        let exits = Arc::<VcpuMetrics>::default();
+        metrics::process().add("vcpu", None, exits.clone());
+        let buses = Arc::new(Buses {
+            ports,
+            mmio,
+            metrics: exits,
+        });
         Ok(Self {
             _vm: vm,
             vcpus,
@@ -251,9 +260,11 @@ impl Machine {
             self.latch.set(ExitReason::Error(chain(&error)));
         }
         while !self.latch.is_set() {
-            if let Err(error) = self.event_loop.run() {
-                self.latch
-                    .set(ExitReason::Error(format!("The event loop failed: {error}")));
+            match self.event_loop.run() {
+                Ok(events) => metrics::process().vmm.device_events.add(events as u64),
+                Err(error) => self
+                    .latch
+                    .set(ExitReason::Error(format!("The event loop failed: {error}"))),
             }
         }
         end(&threads);

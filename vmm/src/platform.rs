@@ -25,6 +25,7 @@ use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::layout::{GED_IRQ, GENERATION_ID};
 use crate::memory::GuestMemory;
+use crate::metrics;
 use crate::output::Output;
 use crate::vm::{Vm, VmError};
 
@@ -79,16 +80,18 @@ pub fn build(
 
     let serial = Serial::new(line(serial::COM1_IRQ)?, Box::new(output.clone()))
         .map_err(PlatformError::Serial)?;
+    let telemetry = metrics::process();
+    telemetry.add("uart", None, serial.metrics());
     let serial = Arc::new(Mutex::new(serial));
     ports.insert(serial::COM1_PORT, serial::LEN, serial.clone())?;
     let serial_input = SerialInput::new(serial, input).map_err(PlatformError::Serial)?;
 
-    ports.insert(rtc::PORT, rtc::LEN, Arc::new(Mutex::new(Rtc::new())))?;
-    ports.insert(
-        i8042::PORT,
-        i8042::LEN,
-        Arc::new(Mutex::new(I8042::new(sink.clone()))),
-    )?;
+    let clock = Rtc::new();
+    telemetry.add("rtc", None, clock.metrics());
+    ports.insert(rtc::PORT, rtc::LEN, Arc::new(Mutex::new(clock)))?;
+    let keyboard = I8042::new(sink.clone());
+    telemetry.add("i8042", None, keyboard.metrics());
+    ports.insert(i8042::PORT, i8042::LEN, Arc::new(Mutex::new(keyboard)))?;
     let power = AcpiPower::new(sink.clone());
     ports.insert(POWER_PORT.into(), POWER_LEN, Arc::new(Mutex::new(power)))?;
     let ged = Arc::new(Mutex::new(Ged::new(line(GED_IRQ)?)));

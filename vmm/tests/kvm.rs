@@ -38,6 +38,28 @@ fn string_output_reaches_the_serial_port_byte_by_byte() {
 }
 
 #[test]
+fn the_last_line_of_metrics_tells_what_the_guest_did() {
+    if !have_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics");
+    let code = Code::new().print("daruma").power_off();
+    let path_text = path.to_str().unwrap();
+    let config = config(code.image(), "", 2);
+    let run = process::run_with_arguments(&config, &["--metrics-path", path_text]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["uart"]["write_count"], 6, "{line}");
+    // The letters, and the power register.
+    assert_eq!(line["vcpu"]["exit_io_out"], 7, "{line}");
+    assert_eq!(line["vcpu"]["failures"], 0, "{line}");
+    assert!(line["api_server"]["process_startup_time_us"].as_u64() > Some(0));
+}
+
+#[test]
 fn a_console_that_nobody_reads_does_not_stop_the_guest() {
     if !have_kvm() {
         return;

@@ -5,7 +5,10 @@
 //! for "no controller at all" in under a millisecond: an output buffer that never runs empty. The
 //! input buffer always shows empty, so a reset needs no wait.
 
+use std::sync::Arc;
+
 use crate::bus::MutBusDevice;
+use crate::metrics::I8042Metrics;
 use crate::platform::{EventSink, PlatformEvent};
 
 /// First I/O port of the range.
@@ -34,12 +37,21 @@ const RESET_LINE: u8 = 0x01;
 /// The keyboard controller.
 pub struct I8042 {
     events: EventSink,
+    metrics: Arc<I8042Metrics>,
 }
 
 impl I8042 {
     /// A controller that reports [`PlatformEvent::Reset`] to `events`.
     pub fn new(events: EventSink) -> Self {
-        Self { events }
+        Self {
+            events,
+            metrics: Arc::default(),
+        }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<I8042Metrics> {
+        self.metrics.clone()
     }
 }
 
@@ -49,14 +61,19 @@ impl MutBusDevice for I8042 {
         match offset {
             COMMAND => data[0] = STATUS_ABSENT,
             CONTROL_B => data[0] = CONTROL_B_TIMER2_OUT,
-            _ => {}
+            _ => return self.metrics.missed_read_count.count(),
         }
+        self.metrics.read_count.count();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let pulses = |byte: u8| byte & PULSE_MASK == PULSE_MASK && byte & RESET_LINE == 0;
         if offset == COMMAND && data.first().is_some_and(|&byte| pulses(byte)) {
+            self.metrics.reset_count.count();
+            self.metrics.write_count.count();
             (self.events)(PlatformEvent::Reset);
+        } else {
+            self.metrics.missed_write_count.count();
         }
     }
 }

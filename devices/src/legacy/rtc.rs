@@ -5,9 +5,11 @@
 //! follows the clock: it is set in the last 244 µs of each second, as the chip's is, so that a driver
 //! that waits for it to clear always gets on and never reads a time that is changing.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::bus::MutBusDevice;
+use crate::metrics::RtcMetrics;
 
 /// First I/O port of the range.
 pub const PORT: u64 = 0x70;
@@ -56,6 +58,7 @@ pub struct Rtc {
     index: u8,
     bytes: [u8; BYTES],
     clock: Clock,
+    metrics: Arc<RtcMetrics>,
 }
 
 impl Default for Rtc {
@@ -84,7 +87,13 @@ impl Rtc {
             index: 0,
             bytes,
             clock,
+            metrics: Arc::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<RtcMetrics> {
+        self.metrics.clone()
     }
 
     fn register(&self) -> u8 {
@@ -148,11 +157,15 @@ impl MutBusDevice for Rtc {
         // The index port is write-only on the PC.
         if offset == DATA {
             data[0] = self.register();
+            self.metrics.read_count.count();
+        } else {
+            self.metrics.missed_read_count.count();
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let Some(&value) = data.first() else { return };
+        self.metrics.write_count.count();
         match (offset, self.index) {
             (INDEX, _) => {
                 self.index = value & INDEX_MASK;
@@ -165,7 +178,7 @@ impl MutBusDevice for Rtc {
                 DATA,
                 SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY
                 | REGISTER_A | REGISTER_C | REGISTER_D,
-            ) => {}
+            ) => self.metrics.missed_write_count.count(),
             (DATA, REGISTER_B) => self.bytes[usize::from(REGISTER_B)] = value & B_WRITABLE,
             (DATA, index) => self.bytes[usize::from(index)] = value,
             _ => {}

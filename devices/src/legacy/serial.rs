@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::MutBusDevice;
 use crate::interrupt::Interrupt;
+use crate::metrics::SerialMetrics;
 use crate::throttle::Throttle;
 
 /// I/O port of COM1.
@@ -51,6 +52,7 @@ pub struct Serial {
     /// Rung when `waiting` has become empty after it was too full to take all input.
     drained: EventFd,
     starved: bool,
+    metrics: Arc<SerialMetrics>,
     failures: Throttle,
 }
 
@@ -63,8 +65,14 @@ impl Serial {
             waiting: VecDeque::new(),
             drained: EventFd::new(EFD_NONBLOCK)?,
             starved: false,
+            metrics: Arc::default(),
             failures: Throttle::default(),
         })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<SerialMetrics> {
+        self.metrics.clone()
     }
 
     /// Gives `input` to the guest and returns how many bytes were taken; the rest has no room yet.
@@ -90,6 +98,7 @@ impl Serial {
                 Ok(0) => break,
                 Ok(taken) => drop(self.waiting.drain(..taken)),
                 Err(error) => {
+                    self.metrics.error_count.count();
                     self.failures
                         .warn(format_args!("Serial port input failed: {error}"));
                     break;
@@ -112,8 +121,9 @@ impl MutBusDevice for Serial {
         data.fill(0xff);
         // The registers are one byte wide.
         let (Ok(offset), [byte]) = (u8::try_from(offset), data) else {
-            return;
+            return self.metrics.missed_read_count.count();
         };
+        self.metrics.read_count.count();
         *byte = self.uart.read(offset);
         if offset == DATA {
             self.refill();
@@ -122,9 +132,14 @@ impl MutBusDevice for Serial {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let (Ok(offset), &[byte]) = (u8::try_from(offset), data) else {
-            return;
+            return self.metrics.missed_write_count.count();
         };
+        self.metrics.write_count.count();
+        if offset == DATA {
+            self.metrics.flush_count.count();
+        }
         if let Err(error) = self.uart.write(offset, byte) {
+            self.metrics.error_count.count();
             self.failures
                 .warn(format_args!("Serial port output is lost: {error}"));
         }

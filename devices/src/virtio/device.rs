@@ -1,10 +1,12 @@
 //! What a virtio device is, to the state machine that drives it.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use event_manager::EventSet;
 
 use super::queue::{QueueError, QueueState, Virtqueue};
+use crate::metrics::Metrics;
 
 /// What a device is, before any driver has spoken to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,11 @@ pub struct Source {
 pub trait VirtioDevice: Send {
     /// What the device is. Must not change over the device's life.
     fn traits(&self) -> DeviceTraits;
+
+    /// What it counts, for who reads it. Asked once, before any driver has spoken to it.
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        None
+    }
 
     /// Fills `data` from the configuration space. `offset + data.len()` is within
     /// [`DeviceTraits::config_len`].

@@ -5,6 +5,8 @@
 
 use std::error::Error;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
@@ -13,6 +15,7 @@ use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use super::vhost_user::{Backend, BackendError};
 use crate::memory::GuestMemory;
+use crate::metrics::{Metrics, VhostUserMetrics};
 
 /// The most bytes of a file system's name.
 pub const MAX_TAG: usize = 36;
@@ -35,21 +38,27 @@ pub struct Fs {
     backend: Backend,
     queues: [Option<Virtqueue>; QUEUES as usize],
     chain: Chain,
+    metrics: Arc<VhostUserMetrics>,
 }
 
 impl Fs {
     /// A device for the file system `tag`, of at most [`MAX_TAG`] bytes, which the program at the other end of `stream`
     /// serves.
     pub fn new(tag: &str, stream: UnixStream) -> Result<Self, BackendError> {
+        let metrics = Arc::<VhostUserMetrics>::default();
+        let start = Instant::now();
         let mut config = [0; CONFIG_LEN];
         for (place, byte) in config[..MAX_TAG].iter_mut().zip(tag.bytes()) {
             *place = byte;
         }
         config[MAX_TAG..].copy_from_slice(&u32::from(QUEUES - 1).to_le_bytes());
+        let backend = Backend::new(stream, QUEUES)?;
+        metrics.init_time_us.set(micros(start.elapsed()));
         Ok(Self {
             tag: tag.into(),
             config,
-            backend: Backend::new(stream, QUEUES)?,
+            metrics,
+            backend,
             queues: [const { None }; QUEUES as usize],
             chain: Chain::default(),
         })
@@ -62,6 +71,7 @@ impl Fs {
         }
         // What the end of the connection wakes is `serve` for all queues.
         self.backend.close();
+        self.metrics.backend_lost_count.count();
         let mut lost = 0;
         for queue in self.queues.iter_mut().flatten() {
             // What a driver has broken is found again when the queue is served next.
@@ -82,6 +92,10 @@ impl Fs {
         };
         queue.serve(&mut self.chain, refuse)
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Answers one FUSE request with an error.
@@ -109,6 +123,10 @@ impl VirtioDevice for Fs {
         }
     }
 
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let start = usize::try_from(offset).unwrap_or(CONFIG_LEN);
         if let Some(bytes) = self.config.get(start..start.saturating_add(data.len())) {
@@ -117,10 +135,15 @@ impl VirtioDevice for Fs {
     }
 
     fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {
-        if self.backend.is_alive()
-            && let Err(error) = self.backend.start(index, &queue, features)
-        {
-            self.lose(&error);
+        if self.backend.is_alive() {
+            let start = Instant::now();
+            match self.backend.start(index, &queue, features) {
+                Ok(()) => self.metrics.activate_time_us.set(micros(start.elapsed())),
+                Err(error) => {
+                    self.metrics.activate_fails.count();
+                    self.lose(&error);
+                }
+            }
         }
         if let Some(place) = self.queues.get_mut(usize::from(index)) {
             *place = Some(queue);
@@ -146,6 +169,7 @@ impl VirtioDevice for Fs {
         if !self.backend.is_alive() {
             return self.serve(index);
         }
+        self.metrics.queue_event_count.count();
         self.backend.kick(index);
         if let Some(Some(queue)) = self.queues.get_mut(usize::from(index)) {
             queue.follow()?;

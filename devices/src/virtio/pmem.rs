@@ -3,12 +3,14 @@
 //! The memory itself is the VMM's: mapped into the guest, it needs no requests to be read and written.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
+use crate::metrics::{Metrics, PmemMetrics};
 use crate::throttle::Throttle;
 
 /// Linux flushes with one request at a time for each file system.
@@ -33,6 +35,7 @@ pub struct Pmem {
     backing: Box<dyn Backing>,
     queue: Option<Virtqueue>,
     chain: Chain,
+    metrics: Arc<PmemMetrics>,
     failures: Throttle,
 }
 
@@ -47,6 +50,7 @@ impl Pmem {
             backing: Box::new(backing),
             queue: None,
             chain: Chain::default(),
+            metrics: Arc::default(),
             failures: Throttle::default(),
         }
     }
@@ -60,6 +64,10 @@ impl VirtioDevice for Pmem {
             queue_sizes: vec![QUEUE_SIZE],
             config_len: CONFIG_LEN as u64,
         }
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -82,19 +90,25 @@ impl VirtioDevice for Pmem {
             backing,
             queue,
             chain,
+            metrics,
             failures,
             ..
         } = self;
         let Some(queue) = queue else {
             return Ok(Progress::Idle);
         };
+        metrics.queue_event_count.count();
         queue.serve(chain, |memory, chain| {
             let mut kind = [0; 4];
             let known =
                 chain.readable.read(memory, &mut kind)? && u32::from_le_bytes(kind) == FLUSH;
             let result = match known.then(|| backing.flush()) {
-                Some(Ok(())) => DONE,
+                Some(Ok(())) => {
+                    metrics.flush_count.count();
+                    DONE
+                }
                 Some(Err(error)) => {
+                    metrics.event_fails.count();
                     failures.warn(format_args!("Cannot write persistent memory out: {error}"));
                     FAILED
                 }
@@ -111,7 +125,6 @@ impl VirtioDevice for Pmem {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;

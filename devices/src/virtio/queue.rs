@@ -317,6 +317,11 @@ impl Virtqueue {
         .map_err(QueueError::Memory)
     }
 
+    /// Requests that the driver was last seen to have made available, and that are not taken yet.
+    pub fn waiting(&self) -> u16 {
+        self.available.wrapping_sub(self.next_available)
+    }
+
     /// Takes the next request into `chain`. `false` where there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let (next, size) = (self.next_available, self.size);

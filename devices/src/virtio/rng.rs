@@ -2,12 +2,15 @@
 //!
 //! The smallest device there is; the one to start from when writing another.
 
+use std::sync::Arc;
+
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::memory::GuestMemory;
+use crate::metrics::{EntropyMetrics, Metrics};
 use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 
@@ -25,6 +28,7 @@ pub struct Rng {
     queue: Option<Virtqueue>,
     chain: Chain,
     limiter: Option<RateLimiter>,
+    metrics: Arc<EntropyMetrics>,
     failures: Throttle,
 }
 
@@ -47,6 +51,7 @@ impl Rng {
 fn fill(
     memory: &GuestMemory,
     chain: &mut Chain,
+    metrics: &EntropyMetrics,
     failures: &mut Throttle,
 ) -> Result<u32, QueueError> {
     let wanted = chain.writable.len().min(MAX_REQUEST);
@@ -55,6 +60,7 @@ fn fill(
     while left > 0 {
         let part = &mut chunk[..left.min(CHUNK)];
         if let Err(error) = getrandom::fill(part) {
+            metrics.host_rng_fails.count();
             failures.warn(format_args!("Host gives no random bytes: {error}"));
             // The driver learns by the length that the buffer is not full.
             return Ok(wanted - u32::try_from(left).unwrap_or(wanted));
@@ -75,6 +81,10 @@ impl VirtioDevice for Rng {
         }
     }
 
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
+    }
+
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn start_queue(&mut self, _index: u16, queue: Virtqueue, _features: u64) {
@@ -90,14 +100,22 @@ impl VirtioDevice for Rng {
             queue,
             chain,
             limiter,
+            metrics,
             failures,
         } = self;
         let Some(queue) = queue else {
             return Ok(Progress::Idle);
         };
-        queue.serve_limited(chain, limiter.as_mut(), |memory, chain| {
-            fill(memory, chain, failures)
-        })
+        let progress = queue.serve_limited(chain, limiter.as_mut(), |memory, chain| {
+            let filled = fill(memory, chain, metrics, failures)?;
+            metrics.entropy_event_count.count();
+            metrics.entropy_bytes.add(filled.into());
+            Ok(filled)
+        })?;
+        if limiter.as_mut().is_some_and(|limiter| !limiter.is_open()) {
+            metrics.entropy_rate_limiter_throttled.count();
+        }
+        Ok(progress)
     }
 
     fn sources(&self) -> Vec<Source> {
@@ -106,6 +124,7 @@ impl VirtioDevice for Rng {
 
     fn wake(&mut self, _index: usize) -> Result<Progress, QueueError> {
         // The limiter is open again.
+        self.metrics.rate_limiter_event_count.count();
         self.process(0)
     }
 

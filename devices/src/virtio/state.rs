@@ -30,6 +30,7 @@ use super::interrupt::{QueueInterrupt, VirtioInterrupt};
 use super::queue::{QueueError, QueueRegisters, RING_FEATURES, Virtqueue};
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
+use crate::metrics::{Fault, Metrics};
 use crate::throttle::Throttle;
 
 /// Device status: the guest has noticed the device (virtio 1.2 §2.1).
@@ -84,6 +85,7 @@ pub struct VirtioState {
     queue_select: u32,
     queues: Vec<QueueRegisters>,
     config_generation: u32,
+    metrics: Option<Arc<dyn Metrics>>,
     refused: Throttle,
     faults: Throttle,
 }
@@ -106,6 +108,7 @@ impl VirtioState {
             .collect();
         let mut state = Self {
             queues: Vec::new(),
+            metrics: device.metrics(),
             device,
             traits,
             memory,
@@ -235,6 +238,7 @@ impl VirtioState {
             self.device.write_config(offset, data);
         } else {
             let len = data.len();
+            self.count(Fault::Configuration);
             self.refuse(format_args!(
                 "write of {len} bytes to configuration at {offset:#x}"
             ));
@@ -257,9 +261,18 @@ impl VirtioState {
         match self.device.process(index) {
             Ok(Progress::Idle) => {}
             Ok(Progress::More) => self.ring(index),
-            Err(error) => self.fail(format_args!("queue {index}"), &error),
+            Err(error) => {
+                self.count(Fault::Event);
+                self.fail(format_args!("queue {index}"), &error);
+            }
         }
         self.pass_on_config_change();
+    }
+
+    fn count(&self, fault: Fault) {
+        if let Some(metrics) = &self.metrics {
+            metrics.fault(fault);
+        }
     }
 
     /// Has the worker come to queue `index`.
@@ -275,6 +288,7 @@ impl VirtioState {
     /// Lets the device look after its own descriptor `index`, which is ready.
     pub fn wake(&mut self, index: usize) -> Progress {
         let progress = self.device.wake(index).unwrap_or_else(|error| {
+            self.count(Fault::Event);
             self.fail(format_args!("a queue"), &error);
             Progress::Idle
         });
@@ -413,7 +427,10 @@ impl VirtioState {
                 None,
             ) {
                 Ok(queue) => started.push((index, queue)),
-                Err(error) => return self.fail(format_args!("queue {index}"), &error),
+                Err(error) => {
+                    self.count(Fault::Activation);
+                    return self.fail(format_args!("queue {index}"), &error);
+                }
             }
         }
         // All or none: a device never runs on half of what its driver meant.

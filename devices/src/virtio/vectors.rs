@@ -199,6 +199,19 @@ impl GuestVectors {
         Ok(())
     }
 
+    /// Copies bytes from the first on into `data` and returns how many there were.
+    pub fn read(&self, data: &mut [u8]) -> Result<usize, QueueError> {
+        let mut filled = 0;
+        for (address, vector) in self.addresses.iter().zip(&self.vectors[1..]) {
+            let now = vector.iov_len.min(data.len() - filled);
+            let part = &mut data[filled..filled + now];
+            let read = self.memory.read_slice(part, *address);
+            read.map_err(QueueError::Memory)?;
+            filled += now;
+        }
+        Ok(filled)
+    }
+
     /// The kernel wrote the first `len` bytes behind the dirty bitmap's back.
     fn mark_written(&self, len: usize) {
         if !self.tracked {
@@ -285,6 +298,13 @@ mod tests {
             prop_assert_eq!(vectors.read_from(reader.as_raw_fd(), &mut rest).unwrap(), room + extra);
             prop_assert_eq!(&rest[..], &data[room..]);
             vectors.write_at(room / 2, b"!").unwrap();
+            let mut copy = vec![0; room + extra];
+            prop_assert_eq!(vectors.read(&mut copy).unwrap(), room);
+            prop_assert!(room == 0 || copy[room / 2] == b'!');
+            let shorter = room.saturating_sub(1);
+            let mut start = vec![0; shorter];
+            prop_assert_eq!(vectors.read(&mut start).unwrap(), shorter);
+            prop_assert_eq!(&start[..], &copy[..shorter]);
             prop_assert_eq!(vectors.write_to(&mut [7, 8], writer.as_raw_fd()).unwrap(), room + 2);
             let mut back = vec![0; room + 2];
             reader.read_exact(&mut back).unwrap();

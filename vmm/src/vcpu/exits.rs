@@ -4,9 +4,13 @@
     reason = "reads details of an exit from the unions of kvm_run"
 )]
 
+use std::sync::Arc;
+
 use devices::bus::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::errno;
+
+use crate::metrics::VcpuMetrics;
 
 /// What the vCPU's thread does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,12 +33,26 @@ pub struct Buses {
     pub ports: Bus,
     /// Memory-mapped I/O.
     pub mmio: Bus,
+    /// Counts what they are accessed for.
+    pub metrics: Arc<VcpuMetrics>,
 }
 
 /// Runs the guest until it needs the VMM, and answers what it asked for.
 pub fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
+    let metrics = &*buses.metrics;
+    let next = answer(vcpu, buses);
+    match next {
+        Next::Failed(_) | Next::TripleFault => metrics.failures.count(),
+        Next::Run | Next::Check | Next::Kicked => {}
+    }
+    next
+}
+
+fn answer(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
+    let metrics = &*buses.metrics;
     match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
+            metrics.exit_io_in.count();
             let (address, length) = (data.as_mut_ptr(), data.len());
             let width = access_width(vcpu);
             // SAFETY: the bytes lie in the vCPU's kvm_run mapping, which `vcpu` keeps alive, and nothing else refers to
@@ -47,6 +65,7 @@ pub fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
             Next::Run
         }
         Ok(VcpuExit::IoOut(port, data)) => {
+            metrics.exit_io_out.count();
             let (address, length) = (data.as_ptr(), data.len());
             let width = access_width(vcpu);
             // SAFETY: as above.
@@ -57,14 +76,19 @@ pub fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
             Next::Check
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
+            metrics.exit_mmio_read.count();
             buses.mmio.read(address, data);
             Next::Run
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
+            metrics.exit_mmio_write.count();
             buses.mmio.write(address, data);
             Next::Check
         }
-        Ok(VcpuExit::Intr) => Next::Kicked,
+        Ok(VcpuExit::Intr) => {
+            metrics.exit_interrupted.count();
+            Next::Kicked
+        }
         Ok(VcpuExit::Shutdown) => Next::TripleFault,
         Ok(VcpuExit::SystemEvent(kind, _)) => Next::Failed(format!(
             "KVM reported the system event {kind}, which x86 guests do not cause"
@@ -93,18 +117,22 @@ pub fn run(vcpu: &mut VcpuFd, buses: &Buses) -> Next {
                 place(vcpu)
             ))
         }
-        Err(error) => failed(error, vcpu),
+        Err(error) => failed(error, vcpu, metrics),
     }
 }
 
-fn failed(error: errno::Error, vcpu: &mut VcpuFd) -> Next {
+fn failed(error: errno::Error, vcpu: &mut VcpuFd, metrics: &VcpuMetrics) -> Next {
     match error.errno() {
         libc::EINTR => {
+            metrics.exit_interrupted.count();
             vcpu.set_kvm_immediate_exit(0);
             Next::Kicked
         }
         // A vCPU that was never started can be woken for no reason.
-        libc::EAGAIN => Next::Check,
+        libc::EAGAIN => {
+            metrics.exit_interrupted.count();
+            Next::Check
+        }
         libc::EFAULT => Next::Failed(format!(
             "KVM cannot reach guest memory: the host may be out of memory{}",
             place(vcpu)

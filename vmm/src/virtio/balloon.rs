@@ -8,6 +8,7 @@ use devices::virtio::balloon::{Balloon, Options, Poll, Target};
 use super::VirtioError;
 use crate::config::{BalloonConfig, MemorySize};
 use crate::events::Events;
+use crate::metrics;
 
 /// Pages of 4096 bytes in a MiB.
 const PAGES_PER_MIB: u32 = 256;
@@ -76,6 +77,7 @@ pub(crate) fn make(
         poll: poll.transpose().map_err(VirtioError::Balloon)?,
     })
     .map_err(VirtioError::Balloon)?;
+    metrics::process().watch("balloon", None, &balloon);
     let target = balloon.target();
     Ok((balloon, Inflater { target, memory }))
 }

@@ -10,6 +10,7 @@ use devices::virtio::block::{Backend, Block, Engine, Options, Qcow2File, RawFile
 
 use super::VirtioError;
 use crate::config::{DiskFormat, DriveConfig, DriveQueues, RateLimiterConfig, VcpuCount};
+use crate::metrics;
 
 /// Why an image is no disk.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +44,12 @@ pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Block, Virti
             .get(),
         limiter,
     };
-    Block::new(backend, Engine::new(drive.engine), options)
-        .map_err(|source| VirtioError::DriveEvents { id, source })
+    let block = Block::new(backend, Engine::new(drive.engine), options).map_err(|source| {
+        let id = id.clone();
+        VirtioError::DriveEvents { id, source }
+    })?;
+    metrics::process().watch("block", Some(&id), &block);
+    Ok(block)
 }
 
 fn open(path: &Path, read_only: bool) -> io::Result<File> {

@@ -8,6 +8,7 @@ use devices::virtio::console::{Callers, Console, Host, PortSpec};
 use super::VirtioError;
 use super::listener::Listener;
 use crate::config::ConsoleConfig;
+use crate::metrics;
 use crate::output::Output;
 use crate::platform;
 
@@ -45,7 +46,9 @@ pub(super) fn make(config: &ConsoleConfig, output: &Output) -> Result<Console, V
             host: Host::Socket(Box::new(listener)),
         });
     }
-    Console::new(ports).map_err(VirtioError::Console)
+    let console = Console::new(ports).map_err(VirtioError::Console)?;
+    metrics::process().watch("console", None, &console);
+    Ok(console)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use devices::virtio::fs::Fs;
 use super::VirtioError;
 use super::listener::reach;
 use crate::config::FsConfig;
+use crate::metrics;
 
 /// Connects to the program that serves `config`.
 pub(super) fn make(config: &FsConfig) -> Result<Fs, VirtioError> {
@@ -20,9 +21,11 @@ pub(super) fn make(config: &FsConfig) -> Result<Fs, VirtioError> {
         path: config.socket.clone(),
         source,
     })?;
-    Fs::new(&config.tag, stream).map_err(|source| VirtioError::FsBackend {
+    let fs = Fs::new(&config.tag, stream).map_err(|source| VirtioError::FsBackend {
         tag: tag(),
         path: config.socket.clone(),
         source,
-    })
+    })?;
+    metrics::process().watch("fs", Some(&config.tag), &fs);
+    Ok(fs)
 }

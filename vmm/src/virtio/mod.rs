@@ -30,6 +30,7 @@ use crate::config::{RateLimiterConfig, VmConfig};
 use crate::events::Events;
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
+use crate::metrics;
 use crate::output::Output;
 use crate::pci::PciWindows;
 use crate::vm::{Vm, VmError};
@@ -233,6 +234,7 @@ pub fn make(
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);
+        metrics::process().watch("entropy", None, &rng);
         devices.push(Made::new(rng, Thread::Shared));
     }
     if let Some(config) = &config.console {

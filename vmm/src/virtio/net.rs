@@ -5,6 +5,7 @@ use devices::virtio::net::{Net, NetOptions, Tap};
 use super::tap;
 use super::{VirtioError, rate_limiter};
 use crate::config::{NetConfig, TapSource};
+use crate::metrics;
 
 /// Opens the tap of `net`.
 pub(super) fn make(net: &NetConfig) -> Result<Net, VirtioError> {
@@ -20,8 +21,11 @@ pub(super) fn make(net: &NetConfig) -> Result<Net, VirtioError> {
         mtu: net.mtu,
         receive_limiter: rate_limiter(net.rx_rate_limiter)?,
         transmit_limiter: rate_limiter(net.tx_rate_limiter)?,
+        interceptor: None,
     };
-    Ok(Net::new(Box::new(backend), options))
+    let device = Net::new(Box::new(backend), options);
+    metrics::process().watch("net", Some(&net.id), &device);
+    Ok(device)
 }
 
 #[cfg(test)]

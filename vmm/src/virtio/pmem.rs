@@ -16,6 +16,7 @@ use devices::virtio::pmem::{Backing, Pmem};
 use super::VirtioError;
 use crate::config::{MemorySize, PmemConfig};
 use crate::layout::MIB;
+use crate::metrics;
 use crate::pci::PciWindows;
 
 /// Linux maps persistent memory in sections of 2 MiB (`SUBSECTION_SIZE`).
@@ -75,7 +76,9 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
         file,
         read_only: pmem.read_only,
     };
-    Ok((Pmem::new(region.guest, size, medium), region))
+    let device = Pmem::new(region.guest, size, medium);
+    metrics::process().watch("pmem", Some(&pmem.id), &device);
+    Ok((device, region))
 }
 
 fn open(path: &Path, read_only: bool) -> io::Result<File> {

@@ -11,11 +11,15 @@ use devices::virtio::vsock::{Host, Vsock};
 use super::VirtioError;
 use super::listener::{Listener, reach};
 use crate::config::VsockConfig;
+use crate::metrics;
 
 /// Opens the socket of `config`.
 pub(super) fn make(config: &VsockConfig) -> Result<Vsock, VirtioError> {
     let sockets = Sockets(Listener::new(&config.uds_path).map_err(VirtioError::Socket)?);
-    Vsock::new(config.guest_cid.into(), Box::new(sockets)).map_err(VirtioError::SocketEvents)
+    let vsock = Vsock::new(config.guest_cid.into(), Box::new(sockets))
+        .map_err(VirtioError::SocketEvents)?;
+    metrics::process().watch("vsock", None, &vsock);
+    Ok(vsock)
 }
 
 /// The Unix sockets by which the guest and the host's programs meet.

@@ -56,12 +56,17 @@ pub fn config(kernel: NamedTempFile, more: &str, memory_mib: u32) -> Config {
 
 /// Runs a guest; `actions` are sent when it runs.
 pub fn run(config: &Config, actions: &[&str]) -> Run {
-    start(config, actions, b"")
+    start(config, actions, b"", &[])
+}
+
+/// Runs a guest; the VMM gets these further `arguments`.
+pub fn run_with_arguments(config: &Config, arguments: &[&str]) -> Run {
+    start(config, &[], b"", arguments)
 }
 
 /// Runs a guest with `input` on its serial port.
 pub fn run_with_input(config: &Config, input: &[u8]) -> Run {
-    start(config, &[], input)
+    start(config, &[], input, &[])
 }
 
 /// Gives the open descriptor `fd` the number that the child expects, and lets it live through `exec`.
@@ -80,7 +85,7 @@ fn place_control_socket(fd: i32) -> std::io::Result<()> {
     }
 }
 
-fn start(config: &Config, actions: &[&str], input: &[u8]) -> Run {
+fn start(config: &Config, actions: &[&str], input: &[u8], arguments: &[&str]) -> Run {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &config.text).unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -95,6 +100,7 @@ fn start(config: &Config, actions: &[&str], input: &[u8]) -> Run {
             "--config-file",
         ])
         .arg(file.path())
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

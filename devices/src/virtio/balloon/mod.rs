@@ -9,6 +9,7 @@ mod statistics;
 mod target;
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -19,6 +20,7 @@ pub use self::target::Target;
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
+use crate::metrics::{BalloonMetrics, Metrics};
 
 /// The driver can be asked for statistics (`VIRTIO_BALLOON_F_STATS_VQ`).
 pub const F_STATS_VQ: u64 = 1 << 1;
@@ -85,6 +87,7 @@ pub struct Balloon {
     statistics: StatisticsQueue,
     chain: Chain,
     pages: Pages,
+    metrics: Arc<BalloonMetrics>,
 }
 
 impl Balloon {
@@ -97,6 +100,7 @@ impl Balloon {
         if options.page_reporting {
             features |= F_PAGE_REPORTING;
         }
+        let metrics = Arc::<BalloonMetrics>::default();
         Ok(Self {
             features,
             accepted: 0,
@@ -105,9 +109,10 @@ impl Balloon {
             actual: [0; 4],
             config_changed: false,
             queues: Default::default(),
-            statistics: StatisticsQueue::new(options.poll),
+            statistics: StatisticsQueue::new(options.poll, metrics.clone()),
             chain: Chain::default(),
             pages: Pages::default(),
+            metrics,
         })
     }
 
@@ -136,6 +141,10 @@ impl VirtioDevice for Balloon {
             queue_sizes: vec![QUEUE_SIZE; QUEUES],
             config_len: CONFIG_LEN as u64,
         }
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -187,15 +196,28 @@ impl VirtioDevice for Balloon {
             return Ok(Progress::Idle);
         };
         let pages = &mut self.pages;
+        let metrics = &*self.metrics;
         let reporting = self.accepted & F_PAGE_REPORTING != 0;
-        queue.serve(&mut self.chain, |memory, chain| {
+        if role == Role::Deflate {
+            metrics.deflate_count.count();
+        }
+        let progress = queue.serve(&mut self.chain, |memory, chain| {
             match role {
-                Role::Inflate => pages.take_list(memory, chain)?,
-                Role::Report if reporting => pages.take_ranges(memory, chain),
+                Role::Inflate => {
+                    metrics.inflate_count.count();
+                    pages.take_list(memory, chain)?;
+                }
+                Role::Report if reporting => {
+                    metrics.free_page_report_count.count();
+                    pages.take_ranges(memory, chain);
+                }
                 _ => {}
             }
             Ok(0)
-        })
+        });
+        metrics.discarded_pages.set(pages.discarded);
+        metrics.refused_pages.set(pages.refused);
+        progress
     }
 
     fn sources(&self) -> Vec<Source> {

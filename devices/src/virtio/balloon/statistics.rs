@@ -9,6 +9,7 @@ use event_manager::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::memory::GuestMemory;
+use crate::metrics::BalloonMetrics;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{Progress, Source};
@@ -113,8 +114,9 @@ impl Poll {
         }
     }
 
-    fn set_again(&mut self) {
+    fn set_again(&mut self, metrics: &BalloonMetrics) {
         if let Err(error) = self.clock.arm() {
+            metrics.stats_update_fails.count();
             self.failures.warn(format_args!(
                 "The timer of the balloon's statistics cannot be set: {error}"
             ));
@@ -131,12 +133,14 @@ pub(super) struct StatisticsQueue {
     held: Option<u16>,
     /// Somebody waits for the answer.
     asked: bool,
+    metrics: Arc<BalloonMetrics>,
 }
 
 impl StatisticsQueue {
-    pub(super) fn new(poll: Option<Poll>) -> Self {
+    pub(super) fn new(poll: Option<Poll>, metrics: Arc<BalloonMetrics>) -> Self {
         Self {
             poll,
+            metrics,
             ..Self::default()
         }
     }
@@ -148,7 +152,7 @@ impl StatisticsQueue {
     /// The interval is over: asks for news.
     pub(super) fn ask(&mut self) -> Result<(), QueueError> {
         if let Some(poll) = &mut self.poll {
-            poll.set_again();
+            poll.set_again(&self.metrics);
         }
         if let (Some(queue), Some(head)) = (&mut self.queue, self.held.take()) {
             self.asked = true;
@@ -184,6 +188,7 @@ impl StatisticsQueue {
                     guest,
                     ..host.clone()
                 };
+                self.metrics.stats_updates_count.count();
                 (poll.sink)(&statistics);
             }
         }

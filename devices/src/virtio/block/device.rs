@@ -1,6 +1,8 @@
 //! The block device: requests from its queues to a [`Backend`], and back when they are done.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -12,6 +14,7 @@ use super::control::{BlockControl, Mailbox, Orders};
 use super::engine::{Engine, MAX_IN_FLIGHT};
 use super::request::{Operation, Request, Rules, SERIAL_LEN, Status};
 use crate::memory::{self, GuestMemory};
+use crate::metrics::{BlockMetrics, Metrics};
 use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
@@ -83,6 +86,9 @@ struct Disk {
     /// nothing, because the host reports such an error once. Stays until the driver starts anew and reads what is there.
     lost: bool,
     failures: Throttle,
+    /// When the turn began, or the last request that was done at once ended.
+    now: Instant,
+    metrics: Arc<BlockMetrics>,
 }
 
 /// What a request needs for its end.
@@ -96,6 +102,8 @@ struct Pending {
     status: GuestAddress,
     /// Bytes of data the driver has room for.
     room: u32,
+    /// When the turn began in which it was taken: one look at the clock for all of them.
+    since: Instant,
 }
 
 /// What a source of the device's is for.
@@ -148,6 +156,7 @@ impl Block {
             operation: Operation::GetId,
             status: GuestAddress(0),
             room: 0,
+            since: Instant::now(),
         };
         Ok(Self {
             queues: (0..queues).map(|_| None).collect(),
@@ -163,6 +172,8 @@ impl Block {
                 free: (0..MAX_IN_FLIGHT).collect(),
                 lost: false,
                 failures: Throttle::default(),
+                now: Instant::now(),
+                metrics: Arc::default(),
             },
             mailbox,
             sources,
@@ -181,6 +192,15 @@ impl Block {
 
     /// Takes requests from queue `index` and starts them, as many as one call may.
     fn take_requests(&mut self, index: u16) -> Result<Progress, QueueError> {
+        let progress = self.start_requests(index)?;
+        if let Some(Some(running)) = self.queues.get(usize::from(index)) {
+            let left = running.queue.waiting().into();
+            self.disk.metrics.remaining_reqs_count.add(left);
+        }
+        Ok(progress)
+    }
+
+    fn start_requests(&mut self, index: u16) -> Result<Progress, QueueError> {
         let Self {
             queues,
             chain,
@@ -204,6 +224,9 @@ impl Block {
                 return Ok(Progress::Idle);
             }
             if running.queue.pop(chain)? {
+                if budget == running.queue.size() {
+                    disk.now = Instant::now();
+                }
                 budget -= 1;
                 let data = chain.readable.len().max(chain.writable.len());
                 bytes += u64::from(data);
@@ -212,6 +235,9 @@ impl Block {
                     None => running.in_flight += 1,
                 }
             } else if !running.queue.resume_notifications()? {
+                if budget == running.queue.size() {
+                    disk.metrics.no_avail_buffer.count();
+                }
                 return Ok(Progress::Idle);
             }
         }
@@ -220,11 +246,13 @@ impl Block {
     /// Gives back what has ended.
     fn take_completions(&mut self) -> Result<(), QueueError> {
         let Self { queues, disk, .. } = self;
+        let mut now = None;
         while let Some((token, result)) = disk.engine.reap() {
             let Some(pending) = disk.release(token) else {
                 continue;
             };
-            let result = disk.judge(&pending, result);
+            let now = *now.get_or_insert_with(Instant::now);
+            let result = disk.judge(&pending, result, now);
             // A queue runs as long as something of it is in flight, unless that could not be waited for: what ends after
             // such a stop is nobody's, whoever has the queue by then.
             if let Some(Some(running)) = queues.get_mut(usize::from(pending.queue))
@@ -308,9 +336,14 @@ impl Block {
     }
 
     fn changed(&mut self, result: io::Result<()>) {
+        let metrics = &self.disk.metrics;
+        metrics.update_count.count();
         match result {
             Ok(()) => self.config_changed = true,
-            Err(error) => log::error!("Disk stays as it is, it cannot be changed: {error}"),
+            Err(error) => {
+                metrics.update_fails.count();
+                log::error!("Disk stays as it is, it cannot be changed: {error}");
+            }
         }
     }
 }
@@ -339,7 +372,15 @@ type Ended = (Pending, (Status, u32));
 impl Disk {
     /// Another request can be taken.
     fn has_room(&mut self) -> bool {
-        !self.free.is_empty() && self.limiter.as_mut().is_none_or(RateLimiter::is_open)
+        if self.free.is_empty() {
+            self.metrics.io_engine_throttled_events.count();
+            return false;
+        }
+        let open = self.limiter.as_mut().is_none_or(RateLimiter::is_open);
+        if !open {
+            self.metrics.rate_limiter_throttled_events.count();
+        }
+        open
     }
 
     /// Starts what the request in `chain` asks. `None` where it goes on.
@@ -367,9 +408,13 @@ impl Disk {
             operation: operation.unwrap_or(Operation::GetId),
             status: request.status,
             room: chain.writable.len(),
+            since: self.now,
         };
         let (action, offset, len) = match operation {
-            Err(status) => return Ok(Some((pending, (status, 0)))),
+            Err(status) => {
+                self.metrics.invalid_reqs_count.count();
+                return Ok(Some((pending, (status, 0))));
+            }
             Ok(Operation::GetId) => {
                 let filled = self.get_id(memory, chain)?;
                 return Ok(Some((pending, (Status::Ok, filled))));
@@ -408,20 +453,30 @@ impl Disk {
             }
             Start::Done(result) => {
                 self.free.push(token);
-                Ok(Some((pending, self.judge(&pending, result))))
+                self.now = Instant::now();
+                Ok(Some((pending, self.judge(&pending, result, self.now))))
             }
         }
     }
 
     /// What the driver is told of a result.
-    fn judge(&mut self, pending: &Pending, result: io::Result<()>) -> (Status, u32) {
-        let Operation::Disk { action, .. } = pending.operation else {
+    fn judge(&mut self, pending: &Pending, result: io::Result<()>, now: Instant) -> (Status, u32) {
+        let Operation::Disk { action, len, .. } = pending.operation else {
             return (Status::IoError, 0);
         };
         match result {
-            Ok(()) if action == Action::Read => (Status::Ok, pending.room),
-            Ok(()) => (Status::Ok, 0),
+            Ok(()) => {
+                let took = now.saturating_duration_since(pending.since);
+                self.metrics.done(action, len, took);
+                let filled = if action == Action::Read {
+                    pending.room
+                } else {
+                    0
+                };
+                (Status::Ok, filled)
+            }
             Err(error) => {
+                self.metrics.execute_fails.count();
                 self.lost |= action == Action::Flush;
                 let what = pending.operation;
                 self.failures
@@ -460,6 +515,10 @@ impl Disk {
 impl VirtioDevice for Block {
     fn traits(&self) -> DeviceTraits {
         self.traits.clone()
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.disk.metrics.clone())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -508,6 +567,7 @@ impl VirtioDevice for Block {
     }
 
     fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
+        self.disk.metrics.queue_event_count.count();
         let progress = self.take_requests(index)?;
         self.take_waiting()?;
         self.settle_turn()?;
@@ -528,7 +588,8 @@ impl VirtioDevice for Block {
                 self.obey(orders)?;
             }
             Some((_, Wake::Engine)) => self.take_completions()?,
-            Some((_, Wake::Limiter)) | None => {}
+            Some((_, Wake::Limiter)) => self.disk.metrics.rate_limiter_event_count.count(),
+            None => {}
         }
         self.take_waiting()?;
         self.settle_turn()?;

@@ -27,6 +27,7 @@ use self::port::Port;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::interrupt::Interrupt;
+use crate::metrics::{ConsoleMetrics, Metrics};
 
 /// The configuration space has the console's size.
 pub const F_SIZE: u64 = 1 << 0;
@@ -90,6 +91,7 @@ pub struct Console {
     size: Size,
     config_changed: bool,
     multiport: bool,
+    metrics: Arc<ConsoleMetrics>,
 }
 
 impl Console {
@@ -99,11 +101,12 @@ impl Console {
         let resizer = Resizer(Arc::new((Mutex::new(None), EventFd::new(EFD_NONBLOCK)?)));
         let event = EpollEvent::new(EventSet::IN, RESIZE_TOKEN);
         epoll.ctl(ControlOperation::Add, resizer.0.1.as_raw_fd(), event)?;
+        let metrics = Arc::<ConsoleMetrics>::default();
         let ports = (0..)
             .zip(ports.into_iter().take(MAX_PORTS))
             .map(|(index, spec)| {
                 let link = Link::new(spec.host, epoll.clone(), 2 * index)?;
-                Ok(Port::new(spec.name, spec.console, link))
+                Ok(Port::new(spec.name, spec.console, link, metrics.clone()))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
@@ -114,6 +117,7 @@ impl Console {
             size: (0, 0),
             config_changed: false,
             multiport: false,
+            metrics,
         })
     }
 
@@ -257,6 +261,10 @@ impl VirtioDevice for Console {
         }
     }
 
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = [0; CONFIG_LEN];
         space[..2].copy_from_slice(&self.size.0.to_le_bytes());
@@ -271,6 +279,7 @@ impl VirtioDevice for Console {
         if let (EMERGENCY, Some(byte), Some(port)) = (offset, data.first(), self.ports.first_mut())
         {
             port.link.write(&[*byte]);
+            self.metrics.tx_bytes_count.count();
         }
     }
 
@@ -306,6 +315,7 @@ impl VirtioDevice for Console {
     }
 
     fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
+        self.metrics.queue_event_count.count();
         match index {
             CONTROL_RECEIVE => self.control.flush().map(|()| Progress::Idle),
             CONTROL_TRANSMIT => self.process_control(),

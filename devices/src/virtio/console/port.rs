@@ -1,9 +1,12 @@
 //! One port: two queues and the host's end.
 
+use std::sync::Arc;
+
 use super::super::chain::Chain;
 use super::super::device::Progress;
 use super::super::queue::{QueueError, Virtqueue};
 use super::host::{Input, Link};
+use crate::metrics::ConsoleMetrics;
 
 /// Most bytes that wait on the host's side, each way.
 const BUFFER: usize = 4096;
@@ -30,10 +33,16 @@ pub(super) struct Port {
     output: Vec<u8>,
     pending: Option<Chain>,
     chain: Chain,
+    metrics: Arc<ConsoleMetrics>,
 }
 
 impl Port {
-    pub(super) fn new(name: String, console: bool, link: Link) -> Self {
+    pub(super) fn new(
+        name: String,
+        console: bool,
+        link: Link,
+        metrics: Arc<ConsoleMetrics>,
+    ) -> Self {
         Self {
             name,
             console,
@@ -47,6 +56,7 @@ impl Port {
             output: Vec::new(),
             pending: None,
             chain: Chain::new(),
+            metrics,
         }
     }
 
@@ -99,6 +109,7 @@ impl Port {
             let length = room.min(self.input.len());
             self.chain.writable.write(&memory, &self.input[..length])?;
             queue.complete(self.chain.head(), u32::try_from(length).unwrap_or(0))?;
+            self.metrics.rx_bytes_count.add(length as u64);
             self.input.drain(..length);
             completed = true;
             left -= 1;
@@ -120,6 +131,7 @@ impl Port {
         while left > 0 {
             if !self.output.is_empty() {
                 let written = self.link.write(&self.output);
+                self.metrics.tx_bytes_count.add(written as u64);
                 self.output.drain(..written);
                 if self.console {
                     self.output.clear();

@@ -1,5 +1,7 @@
 //! The network device: features, configuration, and who is called when.
 
+use std::sync::Arc;
+
 use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -11,9 +13,11 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::backend::{Backend, Offloads};
+use super::interceptor::Interceptor;
 use super::receive::Receiver;
 use super::transmit::Transmitter;
 use super::wire::Wire;
+use crate::metrics::{Metrics, NetMetrics};
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
@@ -34,6 +38,8 @@ pub struct NetOptions {
     pub receive_limiter: RateLimiter,
     /// Limit of what the guest sends.
     pub transmit_limiter: RateLimiter,
+    /// Who answers some frames in place of the network.
+    pub interceptor: Option<Box<dyn Interceptor>>,
 }
 
 /// A network interface.
@@ -42,16 +48,19 @@ pub struct Net {
     options: NetOptions,
     receiver: Option<Receiver>,
     transmitter: Option<Transmitter>,
+    metrics: Arc<NetMetrics>,
 }
 
 impl Net {
     /// An interface at `backend`, without a driver.
-    pub fn new(backend: Box<dyn Backend>, options: NetOptions) -> Self {
+    pub fn new(backend: Box<dyn Backend>, mut options: NetOptions) -> Self {
+        let metrics = Arc::<NetMetrics>::default();
         Self {
-            wire: Wire::new(backend),
+            wire: Wire::new(backend, options.interceptor.take(), metrics.clone()),
             options,
             receiver: None,
             transmitter: None,
+            metrics,
         }
     }
 
@@ -64,9 +73,25 @@ impl Net {
 
     fn transmit(&mut self) -> Result<Progress, QueueError> {
         match &mut self.transmitter {
-            Some(sender) => sender.pump(&mut self.wire, &mut self.options.transmit_limiter),
+            Some(sender) => {
+                let sent = sender.pump(&mut self.wire, &mut self.options.transmit_limiter)?;
+                self.answer(sent)
+            }
             None => Ok(Progress::Idle),
         }
+    }
+
+    /// Gives the guest what somebody within has answered to what it `sent`.
+    fn answer(&mut self, sent: Progress) -> Result<Progress, QueueError> {
+        if !self.wire.has_answer() {
+            return Ok(sent);
+        }
+        let received = self.receive()?;
+        Ok(if sent == Progress::More {
+            sent
+        } else {
+            received
+        })
     }
 
     fn config(&self) -> [u8; CONFIG_LEN] {
@@ -126,6 +151,10 @@ impl VirtioDevice for Net {
         }
     }
 
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let from = usize::try_from(offset)
             .unwrap_or(usize::MAX)
@@ -138,9 +167,11 @@ impl VirtioDevice for Net {
     fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {
         if index == RECEIVE {
             self.wire.set_offloads(offloads(features));
-            self.receiver = Some(Receiver::new(queue, features));
+            let metrics = self.metrics.clone();
+            self.receiver = Some(Receiver::new(queue, features, metrics));
         } else {
-            self.transmitter = Some(Transmitter::new(queue, features));
+            let (mac, metrics) = (self.options.mac, self.metrics.clone());
+            self.transmitter = Some(Transmitter::new(queue, features, mac, metrics));
         }
     }
 
@@ -154,8 +185,10 @@ impl VirtioDevice for Net {
 
     fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
         if index == TRANSMIT {
+            self.metrics.tx_queue_event_count.count();
             self.transmit()
         } else {
+            self.metrics.rx_queue_event_count.count();
             self.receive()
         }
     }
@@ -171,12 +204,18 @@ impl VirtioDevice for Net {
             transmit_limiter,
             ..
         } = &self.options;
-        vec![tap, receive_limiter.source(), transmit_limiter.source()]
+        let timer = self.wire.timer().map(|fd| Source {
+            fd,
+            events: EventSet::IN | EventSet::EDGE_TRIGGERED,
+        });
+        let always = [tap, receive_limiter.source(), transmit_limiter.source()];
+        always.into_iter().chain(timer).collect()
     }
 
     fn wake(&mut self, index: usize) -> Result<Progress, QueueError> {
         match index {
             0 => {
+                self.metrics.rx_tap_event_count.count();
                 let parked = self
                     .transmitter
                     .as_ref()
@@ -193,8 +232,20 @@ impl VirtioDevice for Net {
                     received
                 })
             }
-            1 => self.receive(),
-            _ => self.transmit(),
+            1 => {
+                self.metrics.rx_event_rate_limiter_count.count();
+                self.receive()
+            }
+            2 => {
+                self.metrics.tx_rate_limiter_event_count.count();
+                self.transmit()
+            }
+            _ => {
+                if let Some(within) = self.wire.interceptor() {
+                    within.wake();
+                }
+                self.receive()
+            }
         }
     }
 
@@ -204,6 +255,9 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.wire.set_offloads(Offloads::default());
+        if let Some(within) = self.wire.interceptor() {
+            within.reset();
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod device;
 mod header;
+pub mod interceptor;
 mod receive;
 pub mod tap;
 mod transmit;
@@ -14,6 +15,7 @@ mod wire;
 
 pub use backend::{Backend, Offloads};
 pub use device::{Net, NetOptions};
+pub use interceptor::Interceptor;
 pub use tap::Tap;
 
 /// Bytes of `struct virtio_net_hdr` before every frame (virtio 1.2 §5.1.6): modern drivers always have `num_buffers`.

@@ -5,6 +5,7 @@
 //! no frame is lost because the ring runs low, and nothing is read while there is no buffer at all.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
@@ -13,6 +14,7 @@ use virtio_bindings::virtio_net::{
 
 use super::wire::Wire;
 use super::{FRAMES_PER_TURN, HEADER_LEN, MAX_FRAME};
+use crate::metrics::NetMetrics;
 use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
@@ -47,6 +49,7 @@ pub(super) struct Receiver {
     spill: Box<[u8]>,
     /// Length of a frame that is read, and how much of it is in the buffers; the rest is in `spill`.
     unfinished: Option<(usize, usize)>,
+    metrics: Arc<NetMetrics>,
     dropped: Throttle,
 }
 
@@ -58,7 +61,7 @@ enum Step {
 }
 
 impl Receiver {
-    pub(super) fn new(queue: Virtqueue, features: u64) -> Self {
+    pub(super) fn new(queue: Virtqueue, features: u64, metrics: Arc<NetMetrics>) -> Self {
         let has = |feature: u32| features & 1 << feature != 0;
         let long = [
             VIRTIO_NET_F_GUEST_TSO4,
@@ -80,6 +83,7 @@ impl Receiver {
             },
             spill: vec![0; HEADER_LEN + MAX_FRAME].into_boxed_slice(),
             unfinished: None,
+            metrics,
             dropped: Throttle::default(),
         }
     }
@@ -112,9 +116,15 @@ impl Receiver {
                 Step::NoBuffer if self.queue.resume_notifications()? => {}
                 // The driver rings when it has added some; until then frames wait in the backend, and are lost there
                 // when it is full.
-                Step::NoBuffer => break Progress::Idle,
+                Step::NoBuffer => {
+                    self.metrics.no_rx_avail_buffer.count();
+                    break Progress::Idle;
+                }
             }
         };
+        if budget < FRAMES_PER_TURN {
+            self.metrics.rx_count.count();
+        }
         self.queue.signal_used()?;
         Ok(progress)
     }
@@ -126,6 +136,7 @@ impl Receiver {
                 return Ok(Step::NoBuffer);
             }
             if !limiter.is_open() {
+                self.metrics.rx_rate_limiter_throttled.count();
                 return Ok(Step::NoFrame);
             }
             let filled = self.vectors.len();
@@ -150,6 +161,7 @@ impl Receiver {
                 return Ok(Step::NoBuffer);
             }
             self.unfinished = None;
+            self.metrics.rx_fails.count();
             self.dropped.warn(format_args!(
                 "A frame of {len} bytes does not fit the driver's receive buffers and is dropped"
             ));
@@ -158,6 +170,9 @@ impl Receiver {
         self.vectors.write_at(filled, &self.spill[..len - filled])?;
         self.unfinished = None;
         self.deliver(len)?;
+        self.metrics.rx_packets_count.count();
+        let bytes = len.saturating_sub(HEADER_LEN) as u64;
+        self.metrics.rx_bytes_count.add(bytes);
         Ok(Step::Frame)
     }
 

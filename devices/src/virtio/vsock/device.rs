@@ -1,6 +1,7 @@
 //! The socket device's queues.
 
 use std::io;
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -8,6 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use super::Host;
 use super::packet::{HEADER_LEN, Header};
 use super::switch::Switch;
+use crate::metrics::{Metrics, VsockMetrics};
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
@@ -41,14 +43,17 @@ pub struct Vsock {
     events: Option<Lane>,
     /// The guest is to be told that its streams are gone.
     transport_reset: bool,
+    metrics: Arc<VsockMetrics>,
     refused: Throttle,
 }
 
 impl Vsock {
     /// The device of the guest with address `cid`, which reaches `host`.
     pub fn new(cid: u64, host: Box<dyn Host>) -> io::Result<Self> {
+        let switch = Switch::new(cid, host)?;
         Ok(Self {
-            switch: Switch::new(cid, host)?,
+            metrics: switch.metrics.clone(),
+            switch,
             receive: None,
             transmit: None,
             events: None,
@@ -98,9 +103,14 @@ impl Vsock {
             let mut header = [0; HEADER_LEN];
             let data = &mut chain.readable;
             if data.read(vectors.memory(), &mut header)? && data.segments() <= MAX_PIECES {
-                self.switch.take(&Header::parse(&header), data, vectors)?;
+                let header = Header::parse(&header);
+                self.metrics.tx_packets_count.count();
+                let bytes = header.len.min(data.len());
+                self.metrics.tx_bytes_count.add(bytes.into());
+                self.switch.take(&header, data, vectors)?;
             } else {
                 let what = "A packet of a guest's socket is no packet and is dropped";
+                self.metrics.tx_queue_event_fails.count();
                 self.refused.warn(what);
             }
             queue.complete(chain.head(), 0)?;
@@ -138,6 +148,8 @@ impl Vsock {
                 lane.held = false;
                 let memory = lane.queue.memory().clone();
                 lane.chain.writable.write(&memory, &header.bytes())?;
+                self.metrics.rx_packets_count.count();
+                self.metrics.rx_bytes_count.add(header.len.into());
                 let len = u32::try_from(HEADER_LEN).unwrap_or(u32::MAX);
                 lane.queue
                     .complete(lane.chain.head(), len.saturating_add(header.len))?;
@@ -157,6 +169,9 @@ impl Vsock {
             let event = TRANSPORT_RESET.to_le_bytes();
             let written = lane.chain.writable.write(&memory, &event)?;
             self.transport_reset = !written;
+            if !written {
+                self.metrics.ev_queue_event_fails.count();
+            }
             let len = if written { 4 } else { 0 };
             lane.queue.complete(lane.chain.head(), len)?;
             lane.queue.signal_used()?;
@@ -221,6 +236,10 @@ impl VirtioDevice for Vsock {
         }
     }
 
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(self.metrics.clone())
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.switch.cid().to_le_bytes();
         let from = usize::try_from(offset)
@@ -250,6 +269,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn process(&mut self, index: u16) -> Result<Progress, QueueError> {
+        match index {
+            RECEIVE => self.metrics.rx_queue_event_count.count(),
+            TRANSMIT => self.metrics.tx_queue_event_count.count(),
+            _ => {}
+        }
         match index {
             RECEIVE | TRANSMIT => self.work(),
             _ => {

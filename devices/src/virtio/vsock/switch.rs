@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
@@ -11,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use super::connection::{Connection, Outgoing};
 use super::packet::{Header, Operation, Ports, STREAM};
 use super::{HOST_CID, Host, MAX_CONNECTIONS};
+use crate::metrics::VsockMetrics;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Buffers;
 use crate::virtio::queue::QueueError;
@@ -37,6 +39,7 @@ pub(super) struct Switch {
     next_port: u32,
     /// Programs may still wait: they could not be taken, and the listener does not tell again.
     unaccepted: bool,
+    pub(super) metrics: Arc<VsockMetrics>,
     refused: Throttle,
 }
 
@@ -55,6 +58,7 @@ impl Switch {
             resets: VecDeque::new(),
             next_port: FIRST_HOST_PORT,
             unaccepted: false,
+            metrics: Arc::default(),
             refused: Throttle::default(),
         })
     }
@@ -70,6 +74,8 @@ impl Switch {
 
     /// Ends all streams without a word.
     pub(super) fn clear(&mut self) {
+        let gone = self.places.iter().flatten().count() as u64;
+        self.metrics.conns_removed.add(gone);
         self.places.clear();
         self.by_ports.clear();
         self.line.clear();
@@ -107,6 +113,7 @@ impl Switch {
             };
             let anonymous = !connection.has_ports();
             if connection.ready(input, output, hung_up).is_err() {
+                self.metrics.conn_event_fails.count();
                 self.remove(place);
                 continue;
             }
@@ -141,6 +148,7 @@ impl Switch {
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                     _ => {
                         self.unaccepted = true;
+                        self.metrics.muxer_event_fails.count();
                         let what = format_args!("A program cannot reach the guest: {error}");
                         return self.refused.warn(what);
                     }
@@ -166,6 +174,7 @@ impl Switch {
         let free = self.places.iter().position(Option::is_none);
         let place = free.unwrap_or(self.places.len());
         if place >= MAX_CONNECTIONS {
+            self.metrics.conns_killed.count();
             let what = format_args!("More than {MAX_CONNECTIONS} streams of a guest");
             self.refused.warn(what);
             return None;
@@ -175,6 +184,7 @@ impl Switch {
         let event = EpollEvent::new(events, place as u64);
         let fd = connection.socket().as_raw_fd();
         if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+            self.metrics.muxer_event_fails.count();
             let what = format_args!("A stream of a guest cannot be watched: {error}");
             self.refused.warn(what);
             return None;
@@ -186,6 +196,7 @@ impl Switch {
             self.places.push(None);
         }
         self.places[place] = Some(connection);
+        self.metrics.conns_added.count();
         Some(place)
     }
 
@@ -194,6 +205,7 @@ impl Switch {
         let Some(connection) = self.places.get_mut(place).and_then(Option::take) else {
             return;
         };
+        self.metrics.conns_removed.count();
         if connection.has_ports() {
             self.by_ports.remove(&connection.ports);
         }
@@ -232,6 +244,7 @@ impl Switch {
         {
             data.truncate(header.len);
             if !stream || !fits {
+                self.metrics.conns_killed.count();
                 connection.end();
             } else if connection.take(header, data, vectors)? {
                 self.remove(place);
@@ -260,6 +273,7 @@ impl Switch {
     fn reset(&mut self, header: &Header) {
         let mut answer = Header::to_guest(self.cid, header.ports(), Operation::Reset);
         answer.kind = header.kind;
+        self.metrics.conns_killed.count();
         self.resets.push_back(answer);
     }
 

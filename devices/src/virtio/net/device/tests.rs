@@ -81,6 +81,7 @@ impl Fixture {
             mtu: Some(1400),
             receive_limiter: receive,
             transmit_limiter: transmit,
+            interceptor: None,
         };
         let mut guest = TestGuest::new(on, Net::new(Box::new(cable), options));
         let (rx, tx) = start(&mut guest, features);
@@ -545,6 +546,7 @@ proptest! {
                 mtu: None,
                 receive_limiter: limiter(0, 0),
                 transmit_limiter: limiter(0, 0),
+                interceptor: None,
             };
             let mut guest = TestGuest::new(on, Net::new(Box::new(cable), options));
             let features = features & guest.offered() | MERGE;
