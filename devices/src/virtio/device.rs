@@ -113,3 +113,13 @@ pub trait VirtioDevice: Send {
     /// Forgets everything a driver has set. All queues are stopped before.
     fn reset(&mut self);
 }
+
+/// Fills `data` with what is at `offset` of a configuration space that is held as bytes; for
+/// [`VirtioDevice::read_config`]. What lies behind its end stays as it is.
+pub(super) fn copy_config(space: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let bytes = space.get(from..).unwrap_or_default();
+    for (to, byte) in data.iter_mut().zip(bytes) {
+        *to = *byte;
+    }
+}

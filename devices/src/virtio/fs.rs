@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::chain::Chain;
-use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use super::vhost_user::{Backend, BackendError};
 use crate::memory::GuestMemory;
@@ -128,10 +128,7 @@ impl VirtioDevice for Fs {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN);
-        if let Some(bytes) = self.config.get(start..start.saturating_add(data.len())) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(&self.config, offset, data);
     }
 
     fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {

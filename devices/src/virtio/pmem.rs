@@ -8,7 +8,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 
 use super::chain::Chain;
-use super::device::{DeviceTraits, Progress, VirtioDevice};
+use super::device::{DeviceTraits, Progress, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::metrics::{Metrics, PmemMetrics};
 use crate::throttle::Throttle;
@@ -71,10 +71,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN);
-        if let Some(bytes) = self.config.get(start..start.saturating_add(data.len())) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(&self.config, offset, data);
     }
 
     fn start_queue(&mut self, _index: u16, queue: Virtqueue, _features: u64) {

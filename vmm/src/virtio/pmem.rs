@@ -6,11 +6,12 @@
 //! of KVM and those of this process.
 #![expect(unsafe_code, reason = "maps files and hands the mappings to KVM")]
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::ptr;
 
+use devices::file_lock;
 use devices::virtio::pmem::{Backing, Pmem};
 
 use super::VirtioError;
@@ -59,7 +60,7 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
         source,
     };
     let file = open(&pmem.path, pmem.read_only).map_err(failed)?;
-    lock(&file, pmem.read_only).map_err(failed)?;
+    file_lock::lock(&file, pmem.read_only).map_err(|error| failed(io::Error::other(error)))?;
     let length = file.metadata().map_err(failed)?.len();
     let size = length
         .checked_next_multiple_of(ALIGNMENT)
@@ -83,22 +84,6 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
 
 fn open(path: &Path, read_only: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(!read_only).open(path)
-}
-
-/// Locks `file` for one writer, or for readers only, as drives do. As long as it is open or mapped.
-fn lock(file: &File, read_only: bool) -> io::Result<()> {
-    let locked = if read_only {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "The file is in use by another device or guest; only files that all have read-only can be shared",
-        ),
-        TryLockError::Error(error) => error,
-    })
 }
 
 /// Maps `length` bytes of `file`, and zeroes that are nobody's up to `size`. Returns the address, a multiple of 2 MiB.

@@ -18,7 +18,7 @@ use self::statistics::StatisticsQueue;
 pub use self::statistics::{Interval, Poll, Sink, Statistics, TAGS};
 pub use self::target::Target;
 use super::chain::Chain;
-use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::metrics::{BalloonMetrics, Metrics};
 
@@ -151,10 +151,7 @@ impl VirtioDevice for Balloon {
         let mut space = [0; CONFIG_LEN];
         space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
         space[4..].copy_from_slice(&self.actual);
-        let start = usize::try_from(offset).unwrap_or(CONFIG_LEN);
-        if let Some(bytes) = space.get(start..start.saturating_add(data.len())) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -18,7 +18,7 @@ use crate::metrics::{BlockMetrics, Metrics};
 use crate::rate_limiter::RateLimiter;
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
-use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
 
 /// Most data bytes moved in one call, where the disk is not asynchronous: the device has other queues, and its state is
@@ -524,12 +524,7 @@ impl VirtioDevice for Block {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
         let space = config::space(&*self.disk.backend, queues);
-        let from = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(space.len());
-        for (to, byte) in data.iter_mut().zip(&space[from..]) {
-            *to = *byte;
-        }
+        copy_config(&space, offset, data);
     }
 
     fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {

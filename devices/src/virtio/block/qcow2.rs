@@ -22,7 +22,8 @@ pub use self::refcounts::RefcountError;
 use super::SECTOR_SIZE;
 use super::backend::{Action, Backend, Job, Start};
 use super::engine::Engine;
-use super::raw_file::{self, RawFileError};
+use super::raw_file::RawFileError;
+use crate::file_lock;
 use crate::memory::GuestMemory;
 
 /// Most images on top of each other: each read may go through all of them.
@@ -215,7 +216,7 @@ fn open(
     left: usize,
 ) -> Result<Access, Qcow2Error> {
     let left = left.checked_sub(1).ok_or(Qcow2Error::ChainTooLong)?;
-    raw_file::lock(&file, read_only)?;
+    file_lock::lock(&file, read_only).map_err(RawFileError::from)?;
     let options = StorageOpenOptions::new().write(!read_only);
     let again = file.try_clone().map_err(Qcow2Error::Image)?;
     let storage = ImageFile::from_open_file(file, options).map_err(Qcow2Error::Image)?;
@@ -247,7 +248,7 @@ fn open(
 }
 
 fn open_raw(file: File) -> Result<Access, Qcow2Error> {
-    raw_file::lock(&file, true)?;
+    file_lock::lock(&file, true).map_err(RawFileError::from)?;
     let storage =
         ImageFile::from_open_file(file, StorageOpenOptions::new()).map_err(Qcow2Error::Image)?;
     let raw = Raw::builder(storage)

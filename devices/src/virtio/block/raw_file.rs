@@ -3,21 +3,15 @@
 //! Raw is never guessed. A guest can write any image format's header to its raw disk, and a host that
 //! probes would then follow that header to files of its own.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::SECTOR_SIZE;
 use super::backend::{Backend, Job, Start};
 use super::engine::Engine;
-
-/// How long a lock is waited for.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// The time between two looks at it.
-const LOCK_PAUSE: Duration = Duration::from_millis(5);
+use crate::file_lock::{self, LockError};
 
 /// Why a file cannot be a disk.
 #[derive(Debug, Error)]
@@ -33,15 +27,9 @@ pub enum RawFileError {
         /// Length of the file in bytes.
         len: u64,
     },
-    /// Another guest has it.
-    #[error(
-        "Disk image is in use by another guest; only read-only disks can be shared, by guests that \
-         all have them read-only"
-    )]
-    InUse,
-    /// It cannot be locked.
-    #[error("Cannot lock the disk image against use by another guest")]
-    Lock(#[source] io::Error),
+    /// It cannot be had for this use.
+    #[error("Cannot have the disk image for this guest alone")]
+    Lock(#[from] LockError),
 }
 
 /// A raw disk image in a file. Locked as long as it lives: by one writer, or by any number of readers.
@@ -55,36 +43,13 @@ pub struct RawFile {
 impl RawFile {
     /// Makes a disk of `file`, opened for reading, and for writing unless `read_only`.
     pub fn new(mut file: File, read_only: bool) -> Result<Self, RawFileError> {
-        lock(&file, read_only)?;
+        file_lock::lock(&file, read_only)?;
         let len = length(&mut file)?;
         Ok(Self {
             file,
             len,
             read_only,
         })
-    }
-}
-
-/// Locks `file` for one writer, or for readers alone.
-///
-/// A VMM that has ended may hold its lock for another moment: the kernel lets go of an io_uring's files in the background.
-/// A guest that reboots must not fail for that, so the lock is waited for, up to [`LOCK_PATIENCE`].
-pub(super) fn lock(file: &File, read_only: bool) -> Result<(), RawFileError> {
-    let until = Instant::now() + LOCK_PATIENCE;
-    loop {
-        let locked = if read_only {
-            file.try_lock_shared()
-        } else {
-            file.try_lock()
-        };
-        match locked {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(RawFileError::Lock(error)),
-            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
-                return Err(RawFileError::InUse);
-            }
-            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
-        }
     }
 }
 
@@ -161,25 +126,22 @@ mod tests {
     fn disk_has_one_writer_or_many_readers() {
         let image = image(512);
         let writer = open(&image, false).unwrap();
-        assert!(matches!(open(&image, false), Err(RawFileError::InUse)));
-        assert!(matches!(open(&image, true), Err(RawFileError::InUse)));
+        assert!(matches!(
+            open(&image, false),
+            Err(RawFileError::Lock(LockError::InUse))
+        ));
+        assert!(matches!(
+            open(&image, true),
+            Err(RawFileError::Lock(LockError::InUse))
+        ));
         drop(writer);
         let readers = [open(&image, true).unwrap(), open(&image, true).unwrap()];
-        assert!(matches!(open(&image, false), Err(RawFileError::InUse)));
+        assert!(matches!(
+            open(&image, false),
+            Err(RawFileError::Lock(LockError::InUse))
+        ));
         drop(readers);
         open(&image, false).unwrap();
-    }
-
-    #[test]
-    fn disk_of_a_writer_that_goes_meanwhile_is_taken() {
-        let image = image(512);
-        let writer = open(&image, false).unwrap();
-        let going = thread::spawn(move || {
-            thread::sleep(4 * LOCK_PAUSE);
-            drop(writer);
-        });
-        open(&image, false).unwrap();
-        going.join().unwrap();
     }
 
     #[test]

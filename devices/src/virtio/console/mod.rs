@@ -24,7 +24,7 @@ use self::control::{
 };
 use self::host::Link;
 use self::port::Port;
-use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
 use crate::interrupt::Interrupt;
 use crate::metrics::{ConsoleMetrics, Metrics};
@@ -271,8 +271,7 @@ impl VirtioDevice for Console {
         space[2..4].copy_from_slice(&self.size.1.to_le_bytes());
         let ports = u32::try_from(self.ports.len()).unwrap_or(u32::MAX);
         space[4..8].copy_from_slice(&ports.to_le_bytes());
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        data.copy_from_slice(&space[start..start + data.len()]);
+        copy_config(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -19,7 +19,7 @@ use super::transmit::Transmitter;
 use super::wire::Wire;
 use crate::metrics::{Metrics, NetMetrics};
 use crate::rate_limiter::RateLimiter;
-use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
 
 const QUEUE_SIZE: u16 = 256;
@@ -156,12 +156,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(CONFIG_LEN);
-        for (to, byte) in data.iter_mut().zip(&self.config()[from..]) {
-            *to = *byte;
-        }
+        copy_config(&self.config(), offset, data);
     }
 
     fn start_queue(&mut self, index: u16, queue: Virtqueue, features: u64) {

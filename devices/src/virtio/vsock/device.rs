@@ -12,7 +12,7 @@ use super::switch::Switch;
 use crate::metrics::{Metrics, VsockMetrics};
 use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
-use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice};
+use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
 use crate::virtio::vectors::{GuestVectors, MAX_PIECES};
 
@@ -241,13 +241,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.switch.cid().to_le_bytes();
-        let from = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(config.len());
-        for (to, byte) in data.iter_mut().zip(&config[from..]) {
-            *to = *byte;
-        }
+        copy_config(&self.switch.cid().to_le_bytes(), offset, data);
     }
 
     fn start_queue(&mut self, index: u16, queue: Virtqueue, _features: u64) {

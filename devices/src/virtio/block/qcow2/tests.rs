@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::file_lock::LockError;
 use crate::virtio::block::engine::Preference;
 use crate::virtio::block::{Block, Options};
 use crate::virtio::queue::RING_FEATURES;
@@ -301,7 +302,10 @@ fn writer_shares_an_image_with_nobody() {
             .err()
             .unwrap();
         assert!(
-            matches!(error, Qcow2Error::File(RawFileError::InUse)),
+            matches!(
+                error,
+                Qcow2Error::File(RawFileError::Lock(LockError::InUse))
+            ),
             "{error}"
         );
     }
