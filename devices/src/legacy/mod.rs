@@ -7,4 +7,6 @@ pub mod i8042;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+#[cfg(test)]
+mod sweep;
 pub mod watchdog;

@@ -20,6 +20,8 @@ pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod state;
+#[cfg(test)]
+mod sweep;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod vectors;

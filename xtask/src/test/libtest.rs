@@ -10,12 +10,17 @@ pub struct Tally {
     pub names: Vec<String>,
     /// Names of the tests that failed.
     pub failures: Vec<String>,
+    /// What exhaustive tests say they have gone through.
+    pub counted: Vec<String>,
 }
 
 impl Tally {
     /// Takes a line of libtest's output; other lines change nothing.
     pub fn line(&mut self, line: &str) {
-        if let Some(rest) = line.strip_prefix("test result: ") {
+        // It comes while other tests run: what libtest has begun to print may stand before it.
+        if let Some((_, what)) = line.split_once("counted: ") {
+            self.counted.push(what.to_owned());
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
             let (_, counts) = rest.split_once(". ").unwrap_or_default();
             for count in counts.split("; ") {
                 let Some((number, what)) = count.split_once(' ') else {
@@ -56,6 +61,7 @@ mod tests {
             "test d ... FAILED",
             "test e ... ignored, needs a screen",
             "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test x ... counted: 12 accesses on PCI",
             "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 3.20s",
         ] {
             tally.line(line);
@@ -63,6 +69,7 @@ mod tests {
         assert_eq!((tally.passed, tally.failed, tally.ignored), (7, 1, 1));
         assert_eq!(tally.names, ["a::b", "c - should panic"]);
         assert_eq!(tally.failures, ["d"]);
+        assert_eq!(tally.counted, ["12 accesses on PCI"]);
     }
 
     #[test]

@@ -229,6 +229,9 @@ fn summarize(parts: &[Part]) -> (usize, usize) {
             tally.passed, tally.failed, tally.ignored
         );
     }
+    for count in parts.iter().flat_map(|part| &part.tally.counted) {
+        println!("counted: {count}");
+    }
     for failure in parts.iter().flat_map(|part| &part.tally.failures) {
         println!("failed: {failure}");
     }
