@@ -104,6 +104,7 @@ fn devices() -> [Device; 7] {
             let options = NetOptions {
                 mac: [2, 1, 2, 3, 4, 5],
                 mtu: Some(1400),
+                interceptor: None,
                 receive_limiter: limiter(),
                 transmit_limiter: limiter(),
             };
