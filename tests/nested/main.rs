@@ -5,6 +5,7 @@ mod bad_roms;
 mod balloon;
 mod default_machine;
 mod disks;
+mod hostile;
 mod loaders;
 mod network;
 mod stock_kernels;

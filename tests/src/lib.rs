@@ -10,6 +10,7 @@
 pub mod console;
 pub mod http;
 pub mod image;
+pub mod linux;
 pub mod qemu;
 pub mod record;
 

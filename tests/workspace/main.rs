@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),
     ("guest-images", &["firmware-glue"]),
+    ("hostile", &[]),
     ("boot-entry", &[]),
     ("web", &[]),
     ("host", &["vmm", "firmware-glue", "boot-entry"]),

@@ -154,14 +154,21 @@ fn gather(paths: &Paths) -> Result<Parts> {
 /// Links the guests that only tests boot into the image's folder `test`.
 fn test_guests(paths: &Paths, image: &Path) -> Result<()> {
     let disk = guests::two_kernels(paths, &Apt::open(paths)?)?;
+    let step = Step::begin("hostile");
+    let hostile = product::hostile_guest(paths, &step)?;
+    step.done("built");
     let folder = image.join("test");
     fs::create_dir_all(&folder)
         .with_context(|| format!("Could not create {}", folder.display()))?;
-    let link = folder.join("debian-two-kernels.img");
-    if link.is_symlink() {
-        fs::remove_file(&link).with_context(|| format!("Could not replace {}", link.display()))?;
+    for (name, guest) in [("debian-two-kernels.img", disk), ("hostile", hostile)] {
+        let link = folder.join(name);
+        if link.is_symlink() {
+            fs::remove_file(&link)
+                .with_context(|| format!("Could not replace {}", link.display()))?;
+        }
+        symlink(&guest, &link).with_context(|| format!("Could not create {}", link.display()))?;
     }
-    symlink(&disk, &link).with_context(|| format!("Could not create {}", link.display()))
+    Ok(())
 }
 
 fn host_initramfs(product: &Product) -> Result<Vec<u8>> {

@@ -76,6 +76,18 @@ pub fn static_program(paths: &Paths, package: &str, name: &str, step: &Step) -> 
     Ok(paths.target.join(TARGET).join(PROFILE).join(name))
 }
 
+/// Builds the guest that breaks every rule and says where it is.
+///
+/// Without the vector registers: nobody has switched them on, and a KVM that only emulates does not know them. That the
+/// compiler warns of the calling convention is right, and of no matter to a program that calls nobody else's code.
+pub fn hostile_guest(paths: &Paths, step: &Step) -> Result<PathBuf> {
+    let mut build = cargo(&["rustc", "--profile", PROFILE, "--package", "hostile"]);
+    build.args(["--features", "program", "--bin", "hostile"]);
+    build.args(["--", "-C", "target-feature=-sse,-sse2"]);
+    run(&mut build, paths, step)?;
+    Ok(paths.target.join(PROFILE).join("hostile"))
+}
+
 /// The cargo that runs this program.
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -46,7 +46,13 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             let workspace: &[&str] = &["--workspace", "--all-targets"];
             // The ROM stage itself is left out there: it is built without the standard library.
             let stage: &[&str] = &["--package", "bootblock", "--features", "stage"];
-            for (name, what) in [("lints", workspace), ("lints, stage", stage)] {
+            // The same holds for the hostile guest.
+            let guest: &[&str] = &["--package", "hostile", "--features", "program"];
+            for (name, what) in [
+                ("lints", workspace),
+                ("lints, stage", stage),
+                ("lints, guest", guest),
+            ] {
                 let arguments = [&["clippy"], what, &["--", "-D", "warnings"]].concat();
                 parts.push(check(name, paths, &arguments)?);
             }
