@@ -2,8 +2,10 @@
 //! a balloon beside it.
 
 use anyhow::{Context, Result, ensure};
+use tests::Image;
 use tests::qemu::Builder;
-use tests::{Console, Image};
+
+use crate::shell::ask;
 
 const MACHINE: &str = r#"
 [machine]
@@ -31,15 +33,6 @@ say() { echo "$1" >&9; };
 rss() { awk '/^VmRSS/ { print $2 }' /proc/$vmm/status; };
 await login:; say root; await '# '
 "#;
-
-/// Runs `commands` on the host's shell, and returns what they print.
-fn ask(console: &mut Console, commands: &str) -> Result<String> {
-    let line = commands.replace('\n', " ");
-    // The words that are waited for are not those that are typed.
-    console.send(&format!("echo be''gin; {line}; echo e''nd\r"))?;
-    console.expect("begin\r\n")?;
-    console.expect("end\r\n")
-}
 
 #[test]
 fn what_a_guest_frees_goes_back_to_the_host() -> Result<()> {

@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 use tests::http::{free_port, page};
 use tests::qemu::Builder;
-use tests::{Console, Image, Qemu};
+use tests::{Image, Qemu};
 
-use crate::CHORD;
+use crate::shell::{log_in, view};
 
 /// What the host says when the whole machine goes down in order.
 const STOPPED: [&str; 3] = [
@@ -25,23 +25,6 @@ fn boot(image: &Image, disk: &std::path::Path, port: u16) -> Result<Qemu> {
         "daruma: debian: ready: ",
     ])?;
     Ok(machine)
-}
-
-fn view(console: &mut Console, guest: u32) -> Result<()> {
-    console.send(&format!("{CHORD}{guest}"))
-}
-
-/// Logs in to the guest on screen, and waits for its shell.
-fn log_in(console: &mut Console, password: Option<&str>) -> Result<()> {
-    console.send("\r")?;
-    console.expect("login:")?;
-    console.send("root\r")?;
-    if let Some(password) = password {
-        console.expect("assword:")?;
-        console.send(&format!("{password}\r"))?;
-    }
-    console.expect("# ")?;
-    Ok(())
 }
 
 #[test]

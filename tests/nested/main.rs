@@ -8,7 +8,5 @@ mod disks;
 mod hostile;
 mod loaders;
 mod network;
+mod shell;
 mod stock_kernels;
-
-/// The console's prefix key, Ctrl-].
-const CHORD: char = '\u{1d}';

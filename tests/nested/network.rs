@@ -11,7 +11,7 @@ use tests::http::{free_port, get, page};
 use tests::qemu::Builder;
 use tests::{Console, Image};
 
-use crate::CHORD;
+use crate::shell::{self, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -76,17 +76,10 @@ fn serve_outside() -> Result<u16> {
     Ok(port)
 }
 
-fn view(console: &mut Console, guest: u32) -> Result<()> {
-    console.send(&format!("{CHORD}{guest}"))
-}
-
 /// Logs in to a pocket guest and waits until it has an address.
 fn log_in(console: &mut Console, guest: u32) -> Result<()> {
     view(console, guest)?;
-    console.send("\r")?;
-    console.expect("login:")?;
-    console.send("root\r")?;
-    console.expect("# ")?;
+    shell::log_in(console, None)?;
     console.send("until ip route | grep -q default; do sleep 1; done; echo routed-$((3*7))\r")?;
     console.expect("routed-21")?;
     Ok(())

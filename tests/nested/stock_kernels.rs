@@ -4,9 +4,9 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use tests::qemu::Builder;
-use tests::{Console, Image, image};
+use tests::{Image, image};
 
-use crate::CHORD;
+use crate::shell::{ask, log_in, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -30,24 +30,6 @@ ready = { console = "never said" }
 [[guest.disk]]
 source = "disk:blank.img"
 "#;
-
-/// Logs in to `debian`, and returns what `command` prints.
-fn ask(console: &mut Console, command: &str) -> Result<String> {
-    // The words that are waited for are not those that are typed.
-    console.send(&format!("echo be''gin; {command}; echo e''nd\r"))?;
-    console.expect("begin\r\n")?;
-    console.expect("end\r\n")
-}
-
-fn log_in(console: &mut Console) -> Result<()> {
-    console.send(&format!("{CHORD}1\r"))?;
-    console.expect("login:")?;
-    console.send("root\r")?;
-    console.expect("assword:")?;
-    console.send("daruma\r")?;
-    console.expect("# ")?;
-    Ok(())
-}
 
 #[test]
 fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes_effect()
@@ -82,7 +64,8 @@ fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes
         "{refusal:?}"
     );
 
-    log_in(console)?;
+    view(console, 1)?;
+    log_in(console, Some("daruma"))?;
     let newest = ask(console, "uname -r")?;
     ensure!(
         newest.contains("6.12.") && newest.contains("cloud-amd64"),
@@ -105,10 +88,11 @@ fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes
         "echo 'U_BOOT_DEFAULT=\"l1\"' >> /etc/default/u-boot && u-boot-update && sync",
     )?;
     console.send("reboot\r")?;
-    console.send(&format!("{CHORD}0"))?;
+    view(console, 0)?;
     console.expect("daruma: debian: starting: again")?;
     console.expect("daruma: debian: ready: ")?;
-    log_in(console)?;
+    view(console, 1)?;
+    log_in(console, Some("daruma"))?;
     let older = ask(console, "uname -r")?;
     ensure!(
         older.contains("6.1.0-") && older.contains("cloud-amd64"),
@@ -120,7 +104,8 @@ fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes
         "{state}"
     );
 
-    console.send(&format!("{CHORD}0poweroff\r"))?;
+    view(console, 0)?;
+    console.send("poweroff\r")?;
     console.expect("daruma: debian: stopped")?;
     let (status, _) = machine.wait_off()?;
     ensure!(status.success(), "QEMU ended with {status}");

@@ -1,0 +1,34 @@
+//! What a person types at the machine's console.
+
+use anyhow::Result;
+use tests::Console;
+
+/// The console's prefix key, Ctrl-].
+const CHORD: char = '\u{1d}';
+
+/// Brings a guest to the screen by its number; 0 is the host.
+pub fn view(console: &mut Console, guest: u32) -> Result<()> {
+    console.send(&format!("{CHORD}{guest}"))
+}
+
+/// Logs in to the guest on screen, and waits for its shell.
+pub fn log_in(console: &mut Console, password: Option<&str>) -> Result<()> {
+    console.send("\r")?;
+    console.expect("login:")?;
+    console.send("root\r")?;
+    if let Some(password) = password {
+        console.expect("assword:")?;
+        console.send(&format!("{password}\r"))?;
+    }
+    console.expect("# ")?;
+    Ok(())
+}
+
+/// Runs `commands` in the shell on screen, and returns what they print.
+pub fn ask(console: &mut Console, commands: &str) -> Result<String> {
+    let line = commands.replace('\n', " ");
+    // The words that are waited for are not those that are typed.
+    console.send(&format!("echo be''gin; {line}; echo e''nd\r"))?;
+    console.expect("begin\r\n")?;
+    console.expect("end\r\n")
+}
