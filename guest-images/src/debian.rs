@@ -171,7 +171,6 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     let files = inputs.scratch.join("files");
     tool::write_files(&files, &FILES)?;
     let unfinished = tool::unfinished(out);
-    let mut disk = tool::sparse_file(&unfinished, SIZE)?;
     let table = Table {
         size: SIZE,
         disk: DISK_GUID,
@@ -179,13 +178,7 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
         kind: partition_types::LINUX_ROOT_X64,
         name: LABEL,
     };
-    table
-        .write(&mut disk)
-        .map_err(|source| Error::PartitionTable {
-            path: unfinished.clone(),
-            source,
-        })?;
-    drop(disk);
+    table.create(&unfinished)?;
 
     let mut shell = if is_root() {
         Command::new("sh")

@@ -53,7 +53,6 @@ pub fn build(
     }
 
     let unfinished = tool::unfinished(out);
-    let mut disk = tool::sparse_file(&unfinished, SIZE)?;
     let table = Table {
         size: SIZE,
         disk: DISK_GUID,
@@ -61,13 +60,7 @@ pub fn build(
         kind: partition_types::LINUX_FS,
         name: LABEL,
     };
-    table
-        .write(&mut disk)
-        .map_err(|source| Error::PartitionTable {
-            path: unfinished.clone(),
-            source,
-        })?;
-    drop(disk);
+    table.create(&unfinished)?;
 
     let options = format!(
         "offset={MARGIN},hash_seed={FILE_SYSTEM_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
@@ -9,6 +10,8 @@ use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition;
 use gpt::partition_types::Type;
 use uuid::Uuid;
+
+use crate::{Error, tool};
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -35,8 +38,18 @@ pub fn partition_size(size: u64) -> u64 {
 }
 
 impl Table<'_> {
+    /// Makes a sparse disk image with this table.
+    pub fn create(&self, path: &Path) -> Result<(), Error> {
+        let mut disk = tool::sparse_file(path, self.size)?;
+        self.write(&mut disk)
+            .map_err(|source| Error::PartitionTable {
+                path: path.to_owned(),
+                source,
+            })
+    }
+
     /// Writes the protective MBR and both copies of the GPT.
-    pub fn write(&self, disk: &mut File) -> io::Result<()> {
+    fn write(&self, disk: &mut File) -> io::Result<()> {
         let last_sector = u32::try_from(self.size / SECTOR - 1).unwrap_or(u32::MAX);
         ProtectiveMBR::with_lb_size(last_sector)
             .overwrite_lba0(disk)
