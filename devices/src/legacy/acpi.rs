@@ -80,6 +80,8 @@ pub enum GedEvent {
     PowerButton = 1 << 0,
     /// The generation ID has changed: `_EVT` notifies its device with 0x80.
     GenerationId = 1 << 1,
+    /// PCI functions have come or shall go: `_EVT` looks at the registers of [`hotplug`](crate::pci::hotplug).
+    PciSlots = 1 << 2,
 }
 
 /// The generic event device: a 32-bit register of pending events, cleared by reading it, and an

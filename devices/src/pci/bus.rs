@@ -48,7 +48,11 @@ struct Slot {
     memory: Option<Bar>,
 }
 
-/// Bus 0.
+/// Bus 0. Functions come and go while vCPUs use it.
+///
+/// The lock is held to find a function, not while the function works. It is not on the way of data: notifications and
+/// interrupts go by eventfds through KVM, and what comes here has left the guest, which takes a hundred times as long as
+/// an uncontended read lock.
 pub struct PciBus {
     slots: RwLock<[Option<Slot>; SLOTS]>,
     /// What was last written to the address port.
@@ -74,6 +78,18 @@ impl PciBus {
         let memory = function.memory();
         *place = Some(Slot { function, memory });
         Ok(())
+    }
+
+    /// Takes the function at device number `slot` off the bus: from now on the guest finds nothing there, and none of its
+    /// accesses reaches the function but those that have begun already. Each of these holds a clone of what is returned.
+    pub fn remove(&self, slot: usize) -> Option<Arc<dyn PciFunction>> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        Some(slots.get_mut(slot)?.take()?.function)
+    }
+
+    /// The lowest device number at which there is no function.
+    pub fn free(&self) -> Option<usize> {
+        self.slots().iter().position(Option::is_none)
     }
 
     /// ECAM, to be put on the memory bus for [`ECAM_LEN`] bytes.

@@ -15,11 +15,13 @@
 pub mod bus;
 pub mod config_space;
 pub mod host_bridge;
+pub mod hotplug;
 pub mod msix;
 
 pub use bus::{PciBus, SLOTS, SlotError};
 pub use config_space::{Bar, ConfigSpace, Identity};
 pub use host_bridge::HostBridge;
+pub use hotplug::HotplugRegisters;
 pub use msix::{MsiMessage, MsiSink, Msix};
 
 /// One function on the bus. Several vCPUs may call at once.

@@ -187,6 +187,52 @@ fn numbers_are_given_once_and_end_at_31() {
     assert_eq!(read(&f.ecam, 31 << 15, 2), 0x1234_u16.to_le_bytes());
 }
 
+#[test]
+fn a_removed_function_is_gone_by_every_way_and_its_place_is_free() {
+    let f = Fixture::new();
+    assert_eq!(f.bus.free(), Some(1));
+    f.ecam.write(3 << 15 | 0x04, &[2, 0]);
+    assert_eq!(read(&f.window, 0x2001, 1), [1]);
+    let removed = f.bus.remove(3).unwrap();
+    assert_eq!(read(&f.window, 0x2001, 1), [0xff]);
+    assert_eq!(read(&f.ecam, 3 << 15, 4), [0xff; 4]);
+    assert_eq!(f.by_ports(0x8000_1800, 0, 4), [0xff; 4]);
+    f.ecam.write(3 << 15 | 0x04, &[0, 0]);
+    f.window.write(0x2001, &[1]);
+    assert!(removed.memory().is_some(), "it was not reached");
+    assert_eq!(Arc::strong_count(&removed), 2, "the bus holds nothing back");
+    assert!(f.bus.remove(3).is_none() && f.bus.remove(32).is_none());
+    f.bus.insert(3, Plain::new(WINDOW)).unwrap();
+    for slot in [1, 2].into_iter().chain(4..32) {
+        f.bus.insert(slot, Plain::new(WINDOW)).unwrap();
+    }
+    assert_eq!(f.bus.free(), None);
+}
+
+#[test]
+fn functions_come_and_go_while_others_are_used() {
+    let f = Fixture::new();
+    f.ecam.write(3 << 15 | 0x04, &[2, 0]);
+    std::thread::scope(|scope| {
+        let users: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        assert_eq!(read(&f.window, 0x2001, 1), [1]);
+                        let other = read(&f.ecam, 5 << 15, 2);
+                        assert!(other == [0x34, 0x12] || other == [0xff; 2]);
+                        f.ecam.write(5 << 15 | 4, &[2]);
+                    }
+                })
+            })
+            .collect();
+        while users.iter().any(|user| !user.is_finished()) {
+            f.bus.insert(5, Plain::new(WINDOW + 0x8000)).unwrap();
+            assert!(f.bus.remove(5).is_some());
+        }
+    });
+}
+
 proptest! {
     /// The functions assert that no access leaves them.
     #[test]

@@ -143,15 +143,13 @@ impl VirtioPci {
         let (Some(binder), false) = (&self.binder, now == config.bound) else {
             return;
         };
-        let notify = |bar: Bar, index: u64| {
-            let offset = NOTIFY + index * NOTIFY_STRIDE;
-            bar.base.wrapping_add(offset)
-        };
         for (index, doorbell) in (0..).zip(self.doorbells.iter()) {
-            let unbound = config
-                .bound
-                .map_or(Ok(()), |bar| binder.unbind(doorbell, notify(bar, index)));
-            let bound = now.map_or(Ok(()), |bar| binder.bind(doorbell, notify(bar, index)));
+            let unbound = config.bound.map_or(Ok(()), |bar| {
+                binder.unbind(doorbell, notify_address(bar, index))
+            });
+            let bound = now.map_or(Ok(()), |bar| {
+                binder.bind(doorbell, notify_address(bar, index))
+            });
             if let Err(error) = unbound.and(bound) {
                 // Notifications still come here, by the vCPU's thread.
                 config.failures.warn(format_args!(
@@ -172,6 +170,27 @@ impl VirtioPci {
                 .refuse(format_args!("notification at {offset:#x}"));
         }
     }
+}
+
+/// A function that is gone leaves nothing behind in KVM: its doorbells are unbound here, its interrupts by its sink.
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        let config = self.config.get_mut();
+        let bound = config.unwrap_or_else(PoisonError::into_inner).bound.take();
+        let (Some(binder), Some(bar)) = (&self.binder, bound) else {
+            return;
+        };
+        for (index, doorbell) in (0..).zip(self.doorbells.iter()) {
+            if let Err(error) = binder.unbind(doorbell, notify_address(bar, index)) {
+                log::warn!("Doorbell of queue {index} stays bound: {error}");
+            }
+        }
+    }
+}
+
+/// Where the notification register of queue `index` is.
+fn notify_address(bar: Bar, index: u64) -> u64 {
+    bar.base.wrapping_add(NOTIFY + index * NOTIFY_STRIDE)
 }
 
 /// The part of the region an offset is in, and where in it.

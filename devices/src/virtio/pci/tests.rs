@@ -170,6 +170,15 @@ fn any_write_to_a_queues_own_register_rings_its_doorbell() {
 }
 
 #[test]
+fn nothing_stays_bound_to_a_function_that_is_gone() {
+    let (disk, _, bound) = function(disk());
+    disk.write_config(4, &[2, 0]);
+    assert_eq!(bound.0.lock().unwrap().len(), 3);
+    drop(disk);
+    assert_eq!(bound.0.lock().unwrap().len(), 0);
+}
+
+#[test]
 fn doorbells_follow_the_registers() {
     let (disk, _, bound) = function(disk());
     let at = |base: u64| [base + 0x6000, base + 0x6004, base + 0x6008].to_vec();
