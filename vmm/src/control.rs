@@ -4,24 +4,29 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use api::model::{Drive, NetworkInterface};
 use devices::legacy::acpi::{Ged, GedEvent};
 use devices::legacy::generation_id::GenerationId;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::Deserialize;
 
+use crate::config::{ConfigError, firecracker};
 use crate::events;
 use crate::exit::ExitReason;
+use crate::hotplug::{DeviceId, Hotplug, HotplugError};
 use crate::latch::ExitLatch;
 use crate::logger::chain;
 use crate::metrics;
 use crate::stats::VcpuStats;
 use crate::virtio::Handles;
 
-/// Most bytes of one line: the longest action is a tenth of it.
-const MAX_LINE: usize = 512;
+/// Most bytes of one line: a drive with a few paths of its backing files.
+const MAX_LINE: usize = 16 << 10;
+/// Most bytes that are taken at once: other events have their turn in between.
+const READ_BYTES: usize = 4 << 10;
 
 /// One line from the parent.
-#[derive(Debug, Deserialize, PartialEq, Eq)]
+#[derive(Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
 enum Action {
     PowerButton,
@@ -32,6 +37,10 @@ enum Action {
     RenewGenerationId,
     Resize { columns: u16, rows: u16 },
     Balloon { amount_mib: u32 },
+    AttachDrive { drive: Box<Drive> },
+    AttachNet { interface: Box<NetworkInterface> },
+    DetachDrive { drive_id: String },
+    DetachNet { iface_id: String },
 }
 
 /// What actions act on.
@@ -42,6 +51,8 @@ pub struct Targets {
     pub generation_id: GenerationId,
     /// What the host can do with virtio devices.
     pub handles: Handles,
+    /// Plugs devices in and out, where they are on PCI.
+    pub hotplug: Option<Arc<Hotplug>>,
     /// Ends the run.
     pub latch: Arc<ExitLatch>,
     /// Counters to answer with.
@@ -72,7 +83,7 @@ impl Control {
 
     /// Takes what is there; `false` at the end of the stream.
     fn pump(&mut self) -> bool {
-        let mut buffer = [0; MAX_LINE];
+        let mut buffer = [0; READ_BYTES];
         match self.socket.read(&mut buffer) {
             Ok(0) => false,
             Ok(length) => {
@@ -113,6 +124,7 @@ impl Control {
             ged,
             generation_id,
             handles,
+            hotplug: _,
             latch,
             vcpus,
             events,
@@ -152,8 +164,52 @@ impl Control {
                 }
                 None => log::warn!("The guest has no balloon"),
             },
+            Ok(Action::AttachDrive { drive }) => self.attach_drive(&drive),
+            Ok(Action::AttachNet { interface }) => self.attach_net(&interface),
+            Ok(Action::DetachDrive { drive_id }) => self.detach(&DeviceId::Drive(drive_id)),
+            Ok(Action::DetachNet { iface_id }) => self.detach(&DeviceId::Net(iface_id)),
             Err(error) => log::warn!("A control line is ignored: {error}"),
         }
+    }
+
+    fn attach_drive(&self, drive: &Drive) {
+        let id = || DeviceId::Drive(drive.drive_id.clone());
+        match (self.hotplug(), firecracker::drive::check(drive)) {
+            // How it ends is an event.
+            (Ok(hotplug), Ok(drive)) => hotplug.attach_drive(drive, Box::new(drop)),
+            (Err(error), _) => self.targets.events.attach_failed(&id(), &error),
+            (_, Err(error)) => self.refuse(&id(), error),
+        }
+    }
+
+    fn attach_net(&self, interface: &NetworkInterface) {
+        let id = || DeviceId::Net(interface.iface_id.clone());
+        let checked = firecracker::network_interfaces::check(interface);
+        match (self.hotplug(), checked) {
+            (Ok(hotplug), Ok(net)) => hotplug.attach_net(net, Box::new(drop)),
+            (Err(error), _) => self.targets.events.attach_failed(&id(), &error),
+            (_, Err(error)) => self.refuse(&id(), error),
+        }
+    }
+
+    fn refuse(&self, id: &DeviceId, error: ConfigError) {
+        let source = Box::new(error);
+        let error = HotplugError::Config {
+            id: id.clone(),
+            source,
+        };
+        self.targets.events.attach_failed(id, &error);
+    }
+
+    fn detach(&self, id: &DeviceId) {
+        match self.hotplug() {
+            Ok(hotplug) => hotplug.detach(id, Box::new(drop)),
+            Err(error) => self.targets.events.detach_failed(id, &error),
+        }
+    }
+
+    fn hotplug(&self) -> Result<&Arc<Hotplug>, HotplugError> {
+        self.targets.hotplug.as_ref().ok_or(HotplugError::NoPci)
     }
 }
 
@@ -216,6 +272,7 @@ mod tests {
                     .unwrap(),
                     ged,
                     handles: Handles::default(),
+                    hotplug: None,
                     latch,
                     vcpus: Vec::new(),
                     events,
@@ -324,7 +381,7 @@ mod tests {
         text.extend(vec![b'x'; 3 * MAX_LINE]);
         text.extend(b"{\"action\":\"stop\"}\n{\"action\":\"power-button\"}\n");
         world.parent.write_all(&text).unwrap();
-        for _ in 0..8 {
+        for _ in 0..4 * MAX_LINE / READ_BYTES {
             world.control.pump();
         }
         assert!(

@@ -11,6 +11,8 @@ use serde::Serialize;
 
 use crate::clock::StartTime;
 use crate::exit::ExitReason;
+use crate::hotplug::{DeviceId, HotplugError};
+use crate::logger::chain;
 use crate::metrics::Snapshot;
 use crate::stats::Counters;
 
@@ -18,14 +20,47 @@ use crate::stats::Counters;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Event<'a> {
-    Running { us: u64 },
-    BootTimer { us: u64 },
+    Running {
+        us: u64,
+    },
+    BootTimer {
+        us: u64,
+    },
     Panicked,
     CrashLoaded,
-    Stats { vcpus: Vec<Counters> },
-    Metrics { metrics: serde_json::Value },
+    Stats {
+        vcpus: Vec<Counters>,
+    },
+    Metrics {
+        metrics: serde_json::Value,
+    },
     BalloonStatistics(Balloon),
-    Exit { reason: &'a str, message: String },
+    /// A device was plugged in, at a device number of the PCI bus.
+    Attached {
+        kind: &'a str,
+        id: &'a str,
+        slot: usize,
+    },
+    AttachFailed {
+        kind: &'a str,
+        id: &'a str,
+        message: String,
+    },
+    /// The guest has let go of a device; `requested` says whether the host had asked for it.
+    Detached {
+        kind: &'a str,
+        id: &'a str,
+        requested: bool,
+    },
+    DetachFailed {
+        kind: &'a str,
+        id: &'a str,
+        message: String,
+    },
+    Exit {
+        reason: &'a str,
+        message: String,
+    },
 }
 
 impl Event<'_> {
@@ -39,6 +74,10 @@ impl Event<'_> {
             Self::Stats { .. } => "stats",
             Self::Metrics { .. } => "metrics",
             Self::BalloonStatistics(_) => "balloon-statistics",
+            Self::Attached { .. } => "attached",
+            Self::AttachFailed { .. } => "attach-failed",
+            Self::Detached { .. } => "detached",
+            Self::DetachFailed { .. } => "detach-failed",
             Self::Exit { .. } => "exit",
         }
     }
@@ -137,6 +176,41 @@ impl Events {
     /// What the guest says of its memory.
     pub fn balloon_statistics(&self, statistics: &Statistics) {
         self.send(&Event::BalloonStatistics(statistics.into()));
+    }
+
+    /// A device was plugged in at the device number `slot`.
+    pub fn attached(&self, id: &DeviceId, slot: usize) {
+        log::info!("Plugged in {id} as PCI device {slot}");
+        let (kind, id) = (id.kind(), id.name());
+        self.send(&Event::Attached { kind, id, slot });
+    }
+
+    /// A device was not plugged in.
+    pub fn attach_failed(&self, id: &DeviceId, error: &HotplugError) {
+        let message = chain(error);
+        log::warn!("{message}");
+        let (kind, id) = (id.kind(), id.name());
+        self.send(&Event::AttachFailed { kind, id, message });
+    }
+
+    /// A device is gone with all that it had; the host had `requested` that, or the guest did it by itself.
+    pub fn detached(&self, id: &DeviceId, requested: bool) {
+        let why = if requested { "" } else { " by itself" };
+        log::info!("The guest has let go of {id}{why}");
+        let (kind, id) = (id.kind(), id.name());
+        self.send(&Event::Detached {
+            kind,
+            id,
+            requested,
+        });
+    }
+
+    /// A device stays.
+    pub fn detach_failed(&self, id: &DeviceId, error: &HotplugError) {
+        let message = chain(error);
+        log::warn!("{message}");
+        let (kind, id) = (id.kind(), id.name());
+        self.send(&Event::DetachFailed { kind, id, message });
     }
 
     /// The guest's run has ended.

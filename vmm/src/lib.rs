@@ -24,6 +24,7 @@ pub mod cpu;
 mod device_thread;
 pub mod events;
 pub mod exit;
+pub mod hotplug;
 pub mod jail;
 pub mod latch;
 pub mod layout;

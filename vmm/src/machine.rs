@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use devices::bus::Bus;
+use devices::pci::hotplug as hotplug_registers;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
@@ -19,9 +20,10 @@ use crate::control::{Control, Targets};
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
 use crate::cpu::template::{self, TemplateError};
-use crate::device_thread::{self, DeviceThread, EndWatch};
+use crate::device_thread::{self, DeviceThread, EndWatch, ThreadError};
 use crate::events::Events;
 use crate::exit::ExitReason;
+use crate::hotplug::{Connections, Hotplug};
 use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::latch::ExitLatch;
 use crate::logger::chain;
@@ -70,8 +72,8 @@ pub enum MachineError {
     Descriptors(#[source] vm_memory::GuestMemoryError),
     #[error("Cannot create the event loop")]
     EventLoop(#[source] event_manager::Error),
-    #[error("Cannot start a thread for a device")]
-    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
     #[error("Cannot create an event")]
     Event(#[source] io::Error),
     #[error("Cannot install the signal handler for vCPUs")]
@@ -112,13 +114,15 @@ type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
 /// A guest that is ready to run.
 pub struct Machine {
     // Kept for the whole run; the order of dropping is free, since each vCPU keeps the VM alive in KVM.
-    _vm: Vm,
+    _vm: Arc<Vm>,
     vcpus: Vec<VcpuFd>,
     buses: Arc<Buses>,
     latch: Arc<ExitLatch>,
     events: Arc<Events>,
     event_loop: EventLoop,
-    device_threads: Vec<DeviceThread>,
+    /// With the device's number on PCI, or on MMIO its place among the others.
+    device_threads: Vec<(usize, DeviceThread)>,
+    hotplug: Option<Arc<Hotplug>>,
     output: Output,
     seccomp: Seccomp,
 }
@@ -146,18 +150,43 @@ impl Machine {
         let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
         regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
 
-        let vm = Vm::new(&memory, config.vcpus)?;
+        let vm = Arc::new(Vm::new(&memory, config.vcpus)?);
         let regions: Vec<_> = devices.iter().filter_map(|made| made.region).collect();
         vm.add_regions(&memory, &regions)?;
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let taken = config.console.as_ref().is_some_and(|console| console.stdio);
         let input = platform::serial_input(taken)?;
         let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink, &output, input)?;
-        let workers = match &places {
-            Places::Mmio(places) => virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places)?,
-            Places::Pci(windows) => {
-                let bus = pci::build(windows, &mut ports, &mut mmio)?;
-                virtio::attach_pci(&vm, &memory, &bus, devices)?
+        let mut hotplug = None;
+        let workers: Vec<_> = match &places {
+            Places::Mmio(places) => virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places)?
+                .into_iter()
+                .enumerate()
+                .map(|(index, (worker, thread))| (index, worker, thread))
+                .collect(),
+            Places::Pci(layout) => {
+                let bus = pci::build(layout, &mut ports, &mut mmio)?;
+                let placed = virtio::attach_pci(&vm, &memory, &bus, devices)?;
+                let names = placed.iter().map(|at| (at.slot, at.removable.clone()));
+                let present = [(pci::HOST_BRIDGE, None)].into_iter().chain(names);
+                let connections = Connections {
+                    vm: vm.clone(),
+                    memory: memory.clone(),
+                    bus,
+                    ged: platform.ged.clone(),
+                    latch: latch.clone(),
+                    events: events.clone(),
+                };
+                let plugs = Hotplug::new(connections, config, present.collect());
+                let registers = plugs.registers();
+                ports
+                    .insert(acpi::HOTPLUG_PORT.into(), hotplug_registers::LEN, registers)
+                    .map_err(PciError::Bus)?;
+                hotplug = Some(plugs);
+                placed
+                    .into_iter()
+                    .map(|at| (at.slot, at.worker, at.thread))
+                    .collect()
             }
         };
         let cpuid = template::apply(config.cpu.template, vm.supported_cpuid())?;
@@ -174,10 +203,12 @@ impl Machine {
         let timer = FlushTimer::new(metrics::process()).map_err(MachineError::Event)?;
         event_loop.add_subscriber(Box::new(timer));
         let mut device_threads = Vec::new();
-        for (worker, thread) in workers {
+        for (number, worker, thread) in workers {
             match thread {
                 Thread::Shared => drop(event_loop.add_subscriber(Box::new(worker))),
-                Thread::Own => device_threads.push(DeviceThread::new(worker, latch.clone())?),
+                Thread::Own => {
+                    device_threads.push((number, DeviceThread::new(worker, latch.clone())?));
+                }
             }
         }
         if let Some(socket) = control {
@@ -187,6 +218,7 @@ impl Machine {
                     ged: platform.ged,
                     generation_id: platform.generation_id,
                     handles,
+                    hotplug: hotplug.clone(),
                     latch: latch.clone(),
                     // A kernel before 5.14 has none to offer.
                     vcpus: vcpus
@@ -212,6 +244,7 @@ impl Machine {
             events,
             event_loop,
             device_threads,
+            hotplug,
             output,
             seccomp: options.seccomp,
         })
@@ -225,11 +258,19 @@ impl Machine {
     /// Runs the guest to its end, on this thread (events) and one thread for each vCPU.
     pub fn run(mut self) -> Result<ExitReason, MachineError> {
         vcpu::install_handler().map_err(MachineError::Signal)?;
-        let devices = std::mem::take(&mut self.device_threads)
-            .into_iter()
-            .enumerate()
-            .map(|(number, thread)| thread.spawn(number, self.seccomp.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut devices = Vec::new();
+        if let Some(hotplug) = &self.hotplug {
+            hotplug
+                .start(&self.seccomp)
+                .map_err(|error| MachineError::Thread(ThreadError::Spawn(error)))?;
+        }
+        for (number, thread) in std::mem::take(&mut self.device_threads) {
+            let thread = thread.spawn(number, self.seccomp.clone())?;
+            match &self.hotplug {
+                Some(hotplug) => hotplug.started(number, thread),
+                None => devices.push(thread),
+            }
+        }
         let mut threads = Vec::with_capacity(self.vcpus.len());
         let setting = Setting {
             buses: self.buses.clone(),
@@ -268,6 +309,9 @@ impl Machine {
             }
         }
         end(&threads);
+        if let Some(hotplug) = &self.hotplug {
+            devices.extend(hotplug.end());
+        }
         device_thread::join(devices);
         self.output.finish(OUTPUT_PATIENCE);
         let unknown = || ExitReason::Error("The run ended without a reason".into());

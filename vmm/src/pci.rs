@@ -11,7 +11,7 @@ use crate::layout::{GIB, PCI_ECAM, PCI_WINDOW, PCI_WINDOW_END, PCI_WINDOW_HIGH_L
 use crate::memory;
 
 /// The device number of the host bridge.
-const HOST_BRIDGE: usize = 0;
+pub const HOST_BRIDGE: usize = 0;
 
 /// Why there is no PCI bus.
 #[derive(Debug, thiserror::Error)]
@@ -24,18 +24,21 @@ pub enum PciError {
     Slot(#[from] SlotError),
 }
 
-/// Where the functions' memory may be: (first, last) address, below and above 4 GiB.
+/// What the guest is told of its PCI bus before it looks: where the functions' memory may be, as (first, last) address below
+/// and above 4 GiB, and where functions come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PciWindows {
+pub struct PciLayout {
     /// All regions are here when the guest starts.
     pub low: (u64, u64),
     /// For a guest that moves a region above its RAM.
     pub high: (u64, u64),
+    /// Bitmap of the device numbers that are slots: empty ones, and those with a device that can be removed.
+    pub pluggable: u32,
 }
 
-impl PciWindows {
-    /// The windows of a guest with `ram`.
-    pub fn new(ram: MemorySize) -> Self {
+impl PciLayout {
+    /// The bus of a guest with `ram`, on which device numbers but those of the bitmap `fixed` are slots.
+    pub fn new(ram: MemorySize, fixed: u32) -> Self {
         let end = memory::regions(ram.bytes())
             .last()
             .map_or(0, |(base, len)| base + len);
@@ -43,21 +46,18 @@ impl PciWindows {
         Self {
             low: (PCI_WINDOW, PCI_WINDOW_END - 1),
             high: (high, high + PCI_WINDOW_HIGH_LEN - 1),
+            pluggable: !(fixed | 1 << HOST_BRIDGE),
         }
     }
 }
 
 /// Puts a bus with nothing but its host bridge where the guest finds it.
-pub fn build(
-    windows: &PciWindows,
-    ports: &mut Bus,
-    mmio: &mut Bus,
-) -> Result<Arc<PciBus>, PciError> {
+pub fn build(layout: &PciLayout, ports: &mut Bus, mmio: &mut Bus) -> Result<Arc<PciBus>, PciError> {
     let bus = PciBus::new();
     bus.insert(HOST_BRIDGE, Arc::new(HostBridge::new()))?;
     ports.insert(CONFIG_PORTS, CONFIG_PORTS_LEN, bus.config_ports())?;
     mmio.insert(PCI_ECAM, ECAM_LEN, bus.ecam())?;
-    for (first, last) in [windows.low, windows.high] {
+    for (first, last) in [layout.low, layout.high] {
         mmio.insert(first, last - first + 1, bus.window(first))?;
     }
     Ok(bus)
@@ -71,7 +71,7 @@ mod tests {
     fn windows_are_outside_of_ram_and_of_each_other() {
         for mib in [2, 128, 3328, 3329, 4096, 1 << 20] {
             let ram = MemorySize::from_mib("m", mib).unwrap();
-            let windows = PciWindows::new(ram);
+            let windows = PciLayout::new(ram, 0);
             for (base, len) in memory::regions(ram.bytes()) {
                 for (first, last) in [windows.low, windows.high] {
                     assert!(last < base || base + len <= first, "{mib} MiB");
@@ -86,7 +86,7 @@ mod tests {
     fn host_bridge_is_found_by_both_ways() {
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let ram = MemorySize::from_mib("m", 128).unwrap();
-        build(&PciWindows::new(ram), &mut ports, &mut mmio).unwrap();
+        build(&PciLayout::new(ram, 0), &mut ports, &mut mmio).unwrap();
         let mut by_port = [0; 4];
         assert!(ports.write(CONFIG_PORTS, &0x8000_0000_u32.to_le_bytes()));
         assert!(ports.read(CONFIG_PORTS + 4, &mut by_port));

@@ -2,18 +2,18 @@
 
 use acpi_tables::aml::{
     And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
-    FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion,
-    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
+    FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall, Name, Notify,
+    ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use devices::legacy::acpi::{GED_LEN, GedEvent, SLEEP_TYPE_S5};
 use devices::legacy::{pvpanic, rtc, serial};
 
-use super::{GED_PORT, OEM, OEM_REVISION, OEM_TABLE, pci};
+use super::{GED_PORT, OEM, OEM_REVISION, OEM_TABLE, hotplug, pci};
 use crate::boot::cmdline::MmioDevice;
 use crate::layout::{GED_IRQ, GENERATION_ID, RTC_IRQ};
-use crate::pci::PciWindows;
+use crate::pci::PciLayout;
 
 /// Bytes of a table's header.
 const HEADER_BYTES: u32 = 36;
@@ -25,7 +25,7 @@ const BUTTON_PRESSED: u8 = 0x80;
 const GENERATION_CHANGED: u8 = 0x80;
 
 /// Builds the table.
-pub(super) fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciWindows>) -> Sdt {
+pub(super) fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciLayout>) -> Sdt {
     let mut aml = Vec::new();
     sleep_state(&mut aml);
     processors(&mut aml, vcpus);
@@ -34,12 +34,12 @@ pub(super) fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciWindows>)
     for (index, device) in devices.iter().enumerate() {
         virtio(&mut aml, index, *device);
     }
-    if let Some(windows) = pci {
-        pci::host_bridge(&mut aml, windows);
+    if let Some(layout) = pci {
+        pci::host_bridge(&mut aml, layout);
     }
     panic_device(&mut aml);
     generation_id(&mut aml);
-    events(&mut aml);
+    events(&mut aml, pci.is_some());
     let mut table = Sdt::new(
         *b"DSDT",
         HEADER_BYTES,
@@ -167,9 +167,9 @@ fn generation_id(sink: &mut dyn AmlSink) {
     );
 }
 
-/// The power button, and the generic event device (ACPI 6.5 §5.6.9) by which it is pressed and the generation ID is
-/// told to have changed.
-fn events(sink: &mut dyn AmlSink) {
+/// The power button, and the generic event device (ACPI 6.5 §5.6.9) by which it is pressed, the generation ID is told to
+/// have changed, and functions on PCI, if there is one, to come and go.
+fn events(sink: &mut dyn AmlSink, has_pci: bool) {
     device(sink, "PWRB", &[&name("_HID", &EISAName::new("PNP0C0C"))]);
     let field = Field::new(
         "GEDR".into(),
@@ -196,12 +196,17 @@ fn events(sink: &mut dyn AmlSink) {
     let renew = Notify::new(&id, &GENERATION_CHANGED);
     let renew = If::new(&is_renewed, vec![&renew]);
 
-    let event = Method::new(
-        "_EVT".into(),
-        1,
-        true,
-        vec![&take, &mask_button, &press, &mask_id, &renew],
-    );
+    let plugged = GedEvent::PciSlots as u32;
+    let mask_slots = And::new(&Local(1), &Local(0), &plugged);
+    let is_plugged = Equal::new(&Local(1), &plugged);
+    let handle = MethodCall::new(hotplug::HANDLER.into(), vec![]);
+    let handle = If::new(&is_plugged, vec![&handle]);
+
+    let mut parts: Vec<&dyn Aml> = vec![&take, &mask_button, &press, &mask_id, &renew];
+    if has_pci {
+        parts.extend([&mask_slots as &dyn Aml, &handle]);
+    }
+    let event = Method::new("_EVT".into(), 1, true, parts);
     device(
         sink,
         "GED_",

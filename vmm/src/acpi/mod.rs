@@ -2,6 +2,7 @@
 
 mod dsdt;
 mod fadt;
+mod hotplug;
 mod madt;
 mod pci;
 mod wdat;
@@ -14,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::boot::cmdline::MmioDevice;
 use crate::layout::{ACPI, ACPI_END};
 use crate::memory::GuestMemory;
-use crate::pci::PciWindows;
+use crate::pci::PciLayout;
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"DARUMA";
@@ -32,6 +33,9 @@ pub const GED_PORT: u16 = 0x604;
 
 /// I/O ports of the watchdog.
 pub const WATCHDOG_PORT: u16 = 0x610;
+
+/// I/O ports of the PCI hot-plug registers.
+pub const HOTPLUG_PORT: u16 = 0x620;
 
 /// Why the tables could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +59,7 @@ pub fn write(
     memory: &GuestMemory,
     vcpus: u8,
     devices: &[MmioDevice],
-    pci: Option<&PciWindows>,
+    pci: Option<&PciLayout>,
 ) -> Result<u64, AcpiError> {
     let bytes = build(vcpus, devices, pci);
     let room = ACPI_END - ACPI;
@@ -75,7 +79,7 @@ pub fn write(
 }
 
 /// The tables as they lie in memory from [`ACPI`] on: RSDP, DSDT, FADT, MADT, WDAT, MCFG, XSDT.
-fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciWindows>) -> Vec<u8> {
+fn build(vcpus: u8, devices: &[MmioDevice], pci: Option<&PciLayout>) -> Vec<u8> {
     // The RSDP comes first and points to the XSDT, which comes last: its place is known when the rest is there.
     let mut bytes = vec![0; Rsdp::len()];
     let dsdt = append(&mut bytes, &dsdt::build(vcpus, devices, pci));
@@ -122,9 +126,10 @@ mod tests {
         },
     ];
 
-    const WINDOWS: PciWindows = PciWindows {
+    const LAYOUT: PciLayout = PciLayout {
         low: (0xd800_0000, 0xdfff_ffff),
         high: (0x1_0000_0000, 0x4_ffff_ffff),
+        pluggable: !1,
     };
 
     fn u32_at(bytes: &[u8], offset: usize) -> usize {
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_table_is_found_and_sums_to_zero() {
-        for (vcpus, pci) in [(1, None), (2, Some(WINDOWS)), (32, Some(WINDOWS))] {
+        for (vcpus, pci) in [(1, None), (2, Some(LAYOUT)), (32, Some(LAYOUT))] {
             let bytes = build(vcpus, &DEVICES, pci.as_ref());
             let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!(sum(&bytes[..20]), 0);
@@ -181,6 +186,6 @@ mod tests {
                 irq,
             })
             .to_vec();
-        assert!((build(32, &devices, Some(&WINDOWS)).len() as u64) < ACPI_END - ACPI);
+        assert!((build(32, &devices, Some(&LAYOUT)).len() as u64) < ACPI_END - ACPI);
     }
 }

@@ -26,13 +26,14 @@ use devices::virtio::vhost_user::BackendError;
 use devices::virtio::worker::VirtioWorker;
 
 use crate::boot::cmdline::{self, MmioDevice};
-use crate::config::{RateLimiterConfig, VmConfig};
+use crate::config::{DriveConfig, NetConfig, RateLimiterConfig, VcpuCount, VmConfig};
 use crate::events::Events;
+use crate::hotplug::DeviceId;
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::metrics;
 use crate::output::Output;
-use crate::pci::PciWindows;
+use crate::pci::PciLayout;
 use crate::vm::{Vm, VmError};
 
 /// Why a virtio device cannot be made or placed.
@@ -163,6 +164,9 @@ impl VirtioError {
     }
 }
 
+/// Device number on PCI of the first virtio device; number 0 is the host bridge.
+const FIRST_SLOT: usize = 1;
+
 /// Which thread does a device's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
@@ -180,6 +184,8 @@ pub struct Made {
     pub thread: Thread,
     /// Memory that it brings into the guest's address space.
     pub region: Option<pmem::Region>,
+    /// Its name, if it can be removed while the guest runs.
+    pub removable: Option<DeviceId>,
 }
 
 impl Made {
@@ -189,8 +195,42 @@ impl Made {
             device,
             thread,
             region: None,
+            removable: None,
         }
     }
+
+    fn removable(self, id: DeviceId) -> Self {
+        let removable = Some(id);
+        Self { removable, ..self }
+    }
+}
+
+/// Makes the disk `drive` of a guest with `vcpus`.
+pub fn make_drive(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Made, VirtioError> {
+    let made = Made::new(block::make(drive, vcpus)?, Thread::Own);
+    Ok(if drive.is_root {
+        made
+    } else {
+        made.removable(DeviceId::Drive(drive.id.to_string()))
+    })
+}
+
+/// Makes the network interface `interface`.
+pub fn make_net(interface: &NetConfig) -> Result<Made, VirtioError> {
+    let made = Made::new(net::make(interface)?, Thread::Own);
+    Ok(made.removable(DeviceId::Net(interface.id.clone())))
+}
+
+/// The device numbers on PCI, as a bitmap, at which a device stays as long as the guest runs: all but drives and network
+/// interfaces, which come first, and the drive of the guest's root file system.
+fn fixed_slots(config: &VmConfig) -> u32 {
+    let drives = config.drives.iter().map(|drive| drive.is_root);
+    let kinds = drives.chain(config.net.iter().map(|_| false));
+    let kinds = kinds.chain(std::iter::repeat(true));
+    (FIRST_SLOT..)
+        .zip(kinds.take(config.virtio_devices()))
+        .filter(|(_, fixed)| *fixed)
+        .fold(0, |slots, (slot, _)| slots | 1 << slot)
 }
 
 /// What the host can do with devices from outside.
@@ -212,10 +252,10 @@ pub fn make(
     let mut devices = Vec::new();
     let mut handles = Handles::default();
     for drive in &config.drives {
-        devices.push(Made::new(block::make(drive, config.vcpus)?, Thread::Own));
+        devices.push(make_drive(drive, config.vcpus)?);
     }
     for interface in &config.net {
-        devices.push(Made::new(net::make(interface)?, Thread::Own));
+        devices.push(make_net(interface)?);
     }
     if let Some(config) = &config.vsock {
         devices.push(Made::new(vsock::make(config)?, Thread::Own));
@@ -261,8 +301,8 @@ fn rate_limiter(limits: RateLimiterConfig) -> Result<RateLimiter, VirtioError> {
 pub enum Places {
     /// At these places; the guest is told of each.
     Mmio(Vec<MmioDevice>),
-    /// On the PCI bus with these windows, where the guest finds them by itself: in their order, from device number 1 on.
-    Pci(PciWindows),
+    /// On this PCI bus, where the guest finds them by itself: in their order, from device number 1 on.
+    Pci(PciLayout),
 }
 
 impl Places {
@@ -274,11 +314,11 @@ impl Places {
         }
     }
 
-    /// The windows of the PCI bus, if there is one.
-    pub fn pci(&self) -> Option<&PciWindows> {
+    /// The PCI bus, if there is one.
+    pub fn pci(&self) -> Option<&PciLayout> {
         match self {
             Self::Mmio(_) => None,
-            Self::Pci(windows) => Some(windows),
+            Self::Pci(layout) => Some(layout),
         }
     }
 }
@@ -286,7 +326,8 @@ impl Places {
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
 pub fn places(config: &VmConfig) -> Result<Places, VirtioError> {
     if config.pci {
-        return Ok(Places::Pci(PciWindows::new(config.memory)));
+        let layout = PciLayout::new(config.memory, fixed_slots(config));
+        return Ok(Places::Pci(layout));
     }
     mmio_places(config).map(Places::Mmio)
 }
@@ -317,29 +358,55 @@ fn mmio_places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
     Ok(places)
 }
 
-/// Puts `devices` on the PCI bus and returns what does their work, and on which thread.
+/// What is on the PCI bus at one device number, apart from the function itself.
+pub struct Placed {
+    /// The device number.
+    pub slot: usize,
+    /// Does the device's work.
+    pub worker: VirtioWorker,
+    /// On which thread.
+    pub thread: Thread,
+    /// Its name, if it can be removed while the guest runs.
+    pub removable: Option<DeviceId>,
+}
+
+/// Connects `made` to KVM, as the function that will be at device number `slot`.
+pub fn connect_pci(
+    vm: &Vm,
+    memory: &Arc<GuestMemory>,
+    slot: usize,
+    made: Made,
+) -> io::Result<(VirtioPci, Placed)> {
+    // Where firmware would have put it; a guest is free to move it.
+    let base = PCI_WINDOW + slot as u64 * pci::BAR_LEN;
+    let vectors = vm.interrupt_vectors(pci::vectors(&*made.device));
+    let binder = Some(Arc::new(vm.doorbells()) as Arc<dyn DoorbellBinder>);
+    let function = VirtioPci::new(made.device, memory.clone(), base, Arc::new(vectors), binder)?;
+    let placed = Placed {
+        slot,
+        worker: function.worker()?,
+        thread: made.thread,
+        removable: made.removable,
+    };
+    Ok((function, placed))
+}
+
+/// Puts `devices` on the PCI bus and returns what does their work.
 pub fn attach_pci(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     bus: &PciBus,
     devices: Vec<Made>,
-) -> Result<Vec<(VirtioWorker, Thread)>, VirtioError> {
-    let doorbells = Arc::new(vm.doorbells());
-    let mut workers = Vec::with_capacity(devices.len());
-    for (index, made) in devices.into_iter().enumerate() {
-        // Number 0 is the host bridge.
-        let slot = index + 1;
-        let events = |source| VirtioError::Events { index, source };
-        let base = PCI_WINDOW + slot as u64 * pci::BAR_LEN;
-        let vectors = vm.interrupt_vectors(pci::vectors(&*made.device));
-        let binder = Some(doorbells.clone() as Arc<dyn DoorbellBinder>);
-        let function = VirtioPci::new(made.device, memory.clone(), base, Arc::new(vectors), binder)
-            .map_err(events)?;
-        workers.push((function.worker().map_err(events)?, made.thread));
+) -> Result<Vec<Placed>, VirtioError> {
+    let mut all = Vec::with_capacity(devices.len());
+    for (index, (slot, made)) in (FIRST_SLOT..).zip(devices).enumerate() {
+        let (function, placed) = connect_pci(vm, memory, slot, made)
+            .map_err(|source| VirtioError::Events { index, source })?;
         bus.insert(slot, Arc::new(function))
             .map_err(|source| VirtioError::Slot { index, source })?;
+        all.push(placed);
     }
-    Ok(workers)
+    Ok(all)
 }
 
 /// Puts `devices` at `places` and returns what does their work, and on which thread.

@@ -18,7 +18,7 @@ use super::VirtioError;
 use crate::config::{MemorySize, PmemConfig};
 use crate::layout::MIB;
 use crate::metrics;
-use crate::pci::PciWindows;
+use crate::pci::PciLayout;
 
 /// Linux maps persistent memory in sections of 2 MiB (`SUBSECTION_SIZE`).
 const ALIGNMENT: u64 = 2 * MIB;
@@ -42,7 +42,7 @@ pub(super) struct Places(u64);
 impl Places {
     pub(super) fn new(ram: MemorySize) -> Self {
         // The same with and without PCI.
-        Self(PciWindows::new(ram).high.1 + 1)
+        Self(PciLayout::new(ram, 0).high.1 + 1)
     }
 
     fn take(&mut self, size: u64) -> u64 {
@@ -168,7 +168,7 @@ mod tests {
             assert_eq!((region.size, region.host % ALIGNMENT), (ALIGNMENT, 0));
             region
         });
-        assert_eq!(regions[0].guest, PciWindows::new(memory).high.1 + 1);
+        assert_eq!(regions[0].guest, PciLayout::new(memory, 0).high.1 + 1);
         assert_eq!(regions[1].guest, regions[0].guest + ALIGNMENT);
     }
 

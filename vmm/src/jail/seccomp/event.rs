@@ -1,19 +1,7 @@
 //! The main thread while the guest runs: serial input, small devices, the control socket, and the end.
 
-use super::requests::{
-    FIONBIO, KVM_CHECK_EXTENSION, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING,
-};
-use super::rule::{Rule, call, is, own_pid, with, without};
-
-const NEW_NAMESPACE: u32 = (libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET)
-    .cast_unsigned();
-const THREAD: u32 = libc::CLONE_THREAD.cast_unsigned();
+use super::requests::{FIONBIO, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING};
+use super::rule::{Rule, call, is, own_pid};
 
 /// Beside [`common`](super::common).
 pub const RULES: &[Rule] = &[
@@ -30,16 +18,9 @@ pub const RULES: &[Rule] = &[
     call!(SYS_writev, "console output straight from the guest"),
     call!(SYS_accept4, "a program calls a console port"),
     call!(SYS_ioctl, "a console port's connection must not wait").when(&[is(1, FIONBIO)]),
-    call!(SYS_ioctl, "routes of a device that comes or goes").when(&[is(1, KVM_SET_GSI_ROUTING)]),
-    call!(SYS_ioctl, "interrupts of a device that comes or goes").when(&[is(1, KVM_IRQFD)]),
-    call!(SYS_ioctl, "doorbells of a device that comes or goes").when(&[is(1, KVM_IOEVENTFD)]),
-    call!(SYS_ioctl, "what KVM can do, for a device that comes")
-        .when(&[is(1, KVM_CHECK_EXTENSION)]),
+    call!(SYS_ioctl, "routes of devices, which go with the guest")
+        .when(&[is(1, KVM_SET_GSI_ROUTING)]),
+    call!(SYS_ioctl, "interrupts of devices, which go with the guest").when(&[is(1, KVM_IRQFD)]),
+    call!(SYS_ioctl, "doorbells of devices, which go with the guest").when(&[is(1, KVM_IOEVENTFD)]),
     call!(SYS_unlink, "sockets of this guest's go with it"),
-    call!(SYS_clone, "a thread for a device that comes")
-        .when(&[with(0, THREAD), without(0, NEW_NAMESPACE)]),
-    call!(
-        SYS_clone3,
-        "answered with ENOSYS: its flags cannot be looked at, and glibc then uses clone"
-    ),
 ];

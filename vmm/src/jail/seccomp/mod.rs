@@ -7,7 +7,8 @@
 //!   process ──┬── event    the main thread, once the guest runs
 //!             ├── vcpu
 //!             ├── device   one for each device that moves data, and the console's writer
-//!             └── api
+//!             ├── api
+//!             └── hotplug ─── device   of devices that come while the guest runs
 //! ```
 //!
 //! A call that is not permitted is not made: the kernel sends SIGSYS, whose handler ([`trap`]) says which call of which
@@ -18,6 +19,7 @@ mod api;
 mod common;
 mod device;
 mod event;
+mod hotplug;
 mod process;
 mod requests;
 pub mod rule;
@@ -45,16 +47,19 @@ pub enum ThreadKind {
     Device,
     /// Serves the API.
     Api,
+    /// Makes devices while the guest runs, and takes them apart.
+    Hotplug,
 }
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Process,
         Self::Event,
         Self::Vcpu,
         Self::Device,
         Self::Api,
+        Self::Hotplug,
     ];
 
     /// How messages call it.
@@ -65,6 +70,7 @@ impl ThreadKind {
             Self::Vcpu => "vCPU",
             Self::Device => "device",
             Self::Api => "API",
+            Self::Hotplug => "hot-plug",
         }
     }
 
@@ -80,6 +86,11 @@ impl ThreadKind {
             Self::Vcpu => vcpu::RULES,
             Self::Device => device::RULES,
             Self::Api => api::RULES,
+            // Its filter is also that of the devices' threads that it starts.
+            Self::Hotplug => {
+                let devices = Self::Device.rules().into_iter();
+                return devices.chain(hotplug::RULES.iter().copied()).collect();
+            }
         };
         common::RULES.iter().chain(own).copied().collect()
     }
@@ -207,6 +218,8 @@ mod tests {
             (ThreadKind::Device, 45),
             (ThreadKind::Event, 45),
             (ThreadKind::Api, 35),
+            // More than a device's: no number was set for it.
+            (ThreadKind::Hotplug, 65),
         ] {
             let calls = calls(kind);
             println!("{}: {} of {limit}: {calls:?}", kind.name(), calls.len());

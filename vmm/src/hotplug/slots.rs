@@ -1,0 +1,91 @@
+//! What is at each device number of the PCI bus.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use devices::pci::{PciFunction, SLOTS};
+
+use super::{DeviceId, Reply};
+use crate::device_thread::RunningThread;
+
+/// A device number that is not free.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// The device's name, if it can be removed.
+    pub(super) id: Option<DeviceId>,
+    /// Does its work, if it has a thread of its own and the run has begun.
+    pub(super) thread: Option<RunningThread>,
+    /// The host wants it back.
+    pub(super) request: Option<Request>,
+    /// The guest has let go of it, and not everything of it is gone yet.
+    pub(super) leaving: Option<Leaving>,
+}
+
+/// The host wants a device back.
+pub(super) struct Request {
+    /// The guest is not waited for longer.
+    pub(super) deadline: Instant,
+    /// Who is told how it ended.
+    pub(super) reply: Reply,
+}
+
+/// Where a device is on its way out.
+pub(super) enum Leaving {
+    /// Off the bus; vCPUs may be in the middle of accesses to it.
+    Accessed(Arc<dyn PciFunction>),
+    /// Its thread was told to end its work.
+    Working,
+}
+
+impl Slot {
+    /// Goes on with the device's way out, as far as that goes without waiting. Says whether nothing of it is left.
+    pub(super) fn leave(&mut self) -> bool {
+        if let Some(Leaving::Accessed(function)) = &self.leaving {
+            // Off the bus it gets no new users. Nobody may start its queues again once its thread has stopped them.
+            if Arc::strong_count(function) > 1 {
+                return false;
+            }
+            // This drops the function, which takes its doorbells back from KVM.
+            self.leaving = Some(Leaving::Working);
+            if let Some(thread) = &self.thread {
+                thread.stop();
+            }
+        }
+        match self.thread.take_if(|thread| thread.is_finished()) {
+            Some(thread) => thread.join(),
+            None if self.thread.is_some() => return false,
+            None => {}
+        }
+        true
+    }
+}
+
+/// All device numbers.
+pub(super) struct Slots(pub(super) [Option<Slot>; SLOTS]);
+
+impl Slots {
+    /// The device number of the device `id`.
+    pub(super) fn find(&self, id: &DeviceId) -> Option<usize> {
+        let is = |slot: &Option<Slot>| slot.as_ref().is_some_and(|s| s.id.as_ref() == Some(id));
+        self.0.iter().position(is)
+    }
+
+    /// The lowest device number that is free.
+    pub(super) fn free(&self) -> Option<usize> {
+        self.0.iter().position(Option::is_none)
+    }
+
+    pub(super) fn get(&mut self, slot: usize) -> Option<&mut Slot> {
+        self.0.get_mut(slot)?.as_mut()
+    }
+
+    /// Whether a device is on its way out.
+    pub(super) fn any_leaving(&self) -> bool {
+        self.0.iter().flatten().any(|slot| slot.leaving.is_some())
+    }
+
+    /// Whether the host waits for the guest.
+    pub(super) fn any_requested(&self) -> bool {
+        self.0.iter().flatten().any(|slot| slot.request.is_some())
+    }
+}
