@@ -5,6 +5,8 @@
     reason = "a broken tree fails here, at the line that found it"
 )]
 
+mod logging;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -71,9 +71,17 @@ struct Args {
     #[arg(long, value_parser = parse_level)]
     level: Option<LevelFilter>,
 
-    /// Show the level in log lines (they always have it)
+    /// Show the level in log lines (they have it unless the configuration says otherwise)
     #[arg(long, hide = true)]
     show_level: bool,
+
+    /// Show the place in the source that log lines come from
+    #[arg(long)]
+    show_log_origin: bool,
+
+    /// Log only records of modules whose path begins so
+    #[arg(long, value_name = "PATH")]
+    module: Option<String>,
 
     /// Filter no system calls
     #[arg(long)]
@@ -97,13 +105,8 @@ fn parse_id(text: &str) -> Result<String, String> {
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
-    // Firecracker writes "Warning" for what others call "warn".
-    match text.to_ascii_lowercase().as_str() {
-        "warning" => Ok(LevelFilter::Warn),
-        other => other
-            .parse()
-            .map_err(|_| "permitted are off, error, warning, info, debug and trace".to_owned()),
-    }
+    logger::parse_level(text)
+        .ok_or_else(|| "permitted are off, error, warning, info, debug and trace".to_owned())
 }
 
 /// An error and the exit code for it.
@@ -195,15 +198,27 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
         (None, None) => LevelFilter::Info,
     };
     let log_path = args.log_path.as_ref().or(logger_section.log_path.as_ref());
-    logger::init(&args.id, level, log_path.map(PathBuf::as_path)).map_err(|error| Failure {
-        message: format!(
-            "Cannot open the log {}: {error}",
-            log_path.unwrap_or(path).display()
-        ),
-        code: CODE_BAD_CONFIGURATION,
-    })?;
+    logger::init(&args.id, level, log_path.map(PathBuf::as_path))
+        .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    let change = logger::Change {
+        show_level: args.show_level.then_some(true),
+        show_origin: args.show_log_origin.then_some(true),
+        module: args.module.clone(),
+        ..logger::Change::default()
+    };
+    let from_file = api::model::Logger {
+        log_path: None,
+        level: None,
+        ..logger_section
+    };
+    logger::Change::try_from(&from_file)
+        .and_then(|section| logger::configure(&section))
+        .and_then(|()| logger::configure(&change))
+        .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
 
-    if let Some(path) = &args.metrics_path {
+    let section = document.metrics.as_ref();
+    let metrics_path = args.metrics_path.as_ref();
+    if let Some(path) = metrics_path.or_else(|| section.map(|section| &section.metrics_path)) {
         let opened = metrics::process().write_to(path);
         opened.map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use devices::interrupt::Interrupt;
 use devices::pci::{MsiMessage, MsiSink};
+use devices::throttle::Throttle;
 use devices::virtio::pci::DoorbellBinder;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -30,6 +31,7 @@ pub struct MsiRoutes {
 #[derive(Debug, Default)]
 struct Table {
     messages: BTreeMap<u32, MsiMessage>,
+    failures: Throttle,
 }
 
 impl Table {
@@ -118,7 +120,8 @@ impl MsiRoutes {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.messages.remove(&number);
         if let Err(error) = self.write(&table) {
-            log::warn!("The route of interrupt {number} stays: {error}");
+            let what = format_args!("The route of interrupt {number} stays: {error}");
+            table.failures.warn(what);
         }
     }
 

@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use devices::throttle::Throttle;
+
 use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::logger::chain;
 
@@ -155,7 +157,7 @@ impl State {
 /// Body of the writing thread.
 fn drain(shared: &Shared, mut file: File) {
     let mut chunk = Vec::with_capacity(CHUNK);
-    let mut reports = 0u64;
+    let mut losses = Throttle::default();
     while wait(shared, &mut chunk) {
         let result = write_all(&mut file, &chunk);
         let lost = {
@@ -169,13 +171,10 @@ fn drain(shared: &Shared, mut file: File) {
             return discard(shared);
         }
         if lost > 0 {
-            reports += 1;
             // A guest that is always faster than its reader must not fill the log as well.
-            if reports.is_power_of_two() {
-                log::warn!(
-                    "{lost} bytes of the guest's output are lost: nobody read them in time (occurrence {reports})"
-                );
-            }
+            losses.warn(format_args!(
+                "{lost} bytes of the guest's output are lost: nobody read them in time"
+            ));
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Logger {
     /// Only lines of this module.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+    /// Ours: `"text"` or `"json"`, one object a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
 }
 
 /// Where metrics are written.

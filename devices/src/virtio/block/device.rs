@@ -307,7 +307,9 @@ impl Block {
         let in_flight = |running: &Running| running.in_flight > 0;
         while self.queues.iter().flatten().any(in_flight) && self.disk.engine.is_busy() {
             if let Err(error) = self.disk.engine.wait() {
-                log::error!("The end of a disk's requests cannot be waited for: {error}");
+                self.disk.failures.warn(format_args!(
+                    "The end of a disk's requests cannot be waited for: {error}"
+                ));
                 return;
             }
             // A queue that its driver has broken does not keep the others from theirs.
@@ -507,7 +509,9 @@ impl Disk {
     fn settle(&mut self) {
         if let Err(error) = self.backend.settle() {
             self.lost = true;
-            log::error!("Disk cannot be written back, it is probably damaged: {error}");
+            self.failures.warn(format_args!(
+                "Disk cannot be written back, it is probably damaged: {error}"
+            ));
         }
     }
 }

@@ -107,7 +107,6 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
     }
     for (what, asks) in [
         ("mmds-config", document.mmds_config.is_some()),
-        ("metrics", document.metrics.is_some()),
         (
             "serial",
             document
@@ -119,13 +118,6 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
         if asks {
             return Err(ConfigError::NotSupportedYet { what });
         }
-    }
-    if let Some(logger) = &document.logger
-        && logger.module.is_some()
-    {
-        return Err(ConfigError::NotSupportedYet {
-            what: "logger.module",
-        });
     }
     let machine = document.machine_config.clone().unwrap_or_default();
     let (vcpus, cpu, memory) = machine_config::check(&machine)?;
