@@ -81,7 +81,11 @@ const ONCE: &[(&str, usize, &str)] = &[
         "the VMM signals its own threads, no guest does",
     ),
     ("vmm/src/vcpu/mod.rs", 1, "when a vCPU is made"),
-    ("vmm/src/vcpu/thread.rs", 1, "the host pauses a guest, no guest does"),
+    (
+        "vmm/src/vcpu/thread.rs",
+        1,
+        "the host pauses a guest, no guest does",
+    ),
     ("vmm/src/virtio/listener.rs", 1, "at the end of a socket"),
     ("vmm/src/virtio/tap.rs", 1, "when a tap is opened"),
 ];
