@@ -1,10 +1,10 @@
 //! What the VMM tells its parent on the control socket: JSON lines.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
+use api::model::BalloonStatistics;
 use devices::throttle::Throttle;
 use devices::virtio::balloon::{Statistics, TAGS};
 use serde::Serialize;
@@ -83,35 +83,38 @@ impl Event<'_> {
     }
 }
 
-/// A balloon, and the guest's memory as the guest sees it: by Firecracker's names, in bytes where nothing else is said.
+/// A balloon, and the guest's memory as the guest sees it.
 #[derive(Debug, Serialize)]
 struct Balloon {
-    target_pages: u32,
-    actual_pages: u32,
-    target_mib: u32,
-    actual_mib: u32,
+    #[serde(flatten)]
+    statistics: BalloonStatistics,
     /// Ours: pages that went back to the host, and those that the guest had no right to give.
     discarded_pages: u64,
     refused_pages: u64,
-    #[serde(flatten)]
-    guest: BTreeMap<&'static str, u64>,
 }
 
 impl From<&Statistics> for Balloon {
     fn from(statistics: &Statistics) -> Self {
-        const PAGES_PER_MIB: u32 = 256;
-        let values = TAGS.into_iter().zip(statistics.guest);
         Self {
-            target_pages: statistics.target_pages,
-            actual_pages: statistics.actual_pages,
-            target_mib: statistics.target_pages / PAGES_PER_MIB,
-            actual_mib: statistics.actual_pages / PAGES_PER_MIB,
+            statistics: by_firecrackers_names(statistics),
             discarded_pages: statistics.discarded_pages,
             refused_pages: statistics.refused_pages,
-            guest: values
-                .filter_map(|(name, value)| Some((name, value?)))
-                .collect(),
         }
+    }
+}
+
+/// What the API and the control socket both say of a balloon: in bytes where nothing else is said.
+pub fn by_firecrackers_names(statistics: &Statistics) -> BalloonStatistics {
+    const PAGES_PER_MIB: u32 = 256;
+    let values = TAGS.into_iter().zip(statistics.guest);
+    BalloonStatistics {
+        target_pages: statistics.target_pages,
+        actual_pages: statistics.actual_pages,
+        target_mib: statistics.target_pages / PAGES_PER_MIB,
+        actual_mib: statistics.actual_pages / PAGES_PER_MIB,
+        guest: values
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect(),
     }
 }
 
@@ -119,7 +122,7 @@ impl From<&Statistics> for Balloon {
 #[derive(Debug)]
 pub struct Events {
     socket: Option<Mutex<Outlet>>,
-    start: StartTime,
+    start: Mutex<StartTime>,
 }
 
 impl Events {
@@ -133,20 +136,20 @@ impl Events {
                     lost: Throttle::default(),
                 })
             }),
-            start,
+            start: Mutex::new(start),
         }
     }
 
     /// The boot vCPU is about to enter the guest for the first time.
     pub fn running(&self) {
         self.send(&Event::Running {
-            us: self.start.elapsed_us(),
+            us: self.start().elapsed_us(),
         });
     }
 
     /// The guest wrote to the boot timer.
     pub fn boot_timer(&self) -> u64 {
-        let us = self.start.elapsed_us();
+        let us = self.start().elapsed_us();
         self.send(&Event::BootTimer { us });
         us
     }
@@ -236,7 +239,12 @@ impl Events {
 
     /// When times are counted from.
     pub fn start(&self) -> StartTime {
-        self.start
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts times from `start` on.
+    pub fn restart(&self, start: StartTime) {
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = start;
     }
 
     fn send(&self, event: &Event<'_>) {

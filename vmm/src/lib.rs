@@ -15,11 +15,13 @@
 //! (the guest's serial port), standard error (the log), and the control socket of its parent.
 
 pub mod acpi;
+mod api_thread;
 pub mod boot;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod controller;
 pub mod cpu;
 mod device_thread;
 pub mod events;

@@ -14,7 +14,7 @@ use devices::legacy::i8042::{self, I8042};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::rtc::{self, Rtc};
 use devices::legacy::serial::{self, Serial, SerialInput};
-use devices::legacy::watchdog::{self, Watchdog, WatchdogTimer};
+use devices::legacy::watchdog::{self, Watchdog};
 use devices::platform::{EventSink, PlatformEvent};
 use vm_memory::GuestAddress;
 
@@ -59,7 +59,7 @@ pub struct Platform {
     /// Tells the guest that it is another one now.
     pub generation_id: GenerationId,
     /// Sees that the guest hangs.
-    pub watchdog: WatchdogTimer,
+    pub watchdog: Arc<Mutex<Watchdog>>,
 }
 
 /// Puts the devices on the buses. The serial port prints to `output` and reads from `input`.
@@ -112,7 +112,7 @@ pub fn build(
         serial_input,
         ged,
         generation_id,
-        watchdog: WatchdogTimer::new(watchdog),
+        watchdog,
     })
 }
 

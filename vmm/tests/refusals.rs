@@ -38,11 +38,12 @@ fn bad_arguments_have_their_own_code() {
     for (arguments, expected) in [
         (&["--nonsense"][..], "--nonsense"),
         (&["--no-api"], "--config-file"),
-        (&["--config-file", "/dev/null"], "--no-api"),
         (
-            &["--api-sock", "/tmp/x", "--config-file", "/dev/null"],
-            "API socket is not built yet",
+            &["--api-sock", "x", "--no-api", "--config-file", "/dev/null"],
+            "--api-sock",
         ),
+        (&["--http-api-max-payload-size", "0"], "1 to 67108864 bytes"),
+        (&["--describe-snapshot", "x"], "not supported yet"),
         (
             &[
                 "--no-api",

@@ -4,7 +4,7 @@ mod connection;
 mod message;
 mod server;
 
-pub use server::{BindError, Server};
+pub use server::{BindError, Server, Stopper};
 
 /// Most bytes of a request's body, unless the command line says otherwise (Firecracker's default).
 pub const DEFAULT_MAX_BODY: usize = 51_200;

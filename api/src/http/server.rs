@@ -41,9 +41,17 @@ pub enum BindError {
     },
 }
 
+/// Ends a server when it is dropped.
+#[derive(Debug)]
+pub struct Stopper(
+    #[expect(dead_code, reason = "the other end sees when it is closed")] UnixStream,
+);
+
 /// A socket and its clients.
 pub struct Server {
     listener: UnixListener,
+    path: PathBuf,
+    stop: UnixStream,
     max_body: usize,
     connections: Vec<Connection>,
     rests_until: Option<Instant>,
@@ -51,7 +59,7 @@ pub struct Server {
 
 impl Server {
     /// Listens at `path`, which must not exist. A body may have `max_body` bytes.
-    pub fn bind(path: &Path, max_body: usize) -> Result<Self, BindError> {
+    pub fn bind(path: &Path, max_body: usize) -> Result<(Self, Stopper), BindError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::InUse { path: path.into() },
             _ => BindError::Bind {
@@ -61,32 +69,39 @@ impl Server {
         };
         let listener = UnixListener::bind(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self {
+        let (stop, stopper) = UnixStream::pair().map_err(failed)?;
+        let server = Self {
             listener,
+            path: path.into(),
+            stop,
             max_body,
             connections: Vec::new(),
             rests_until: None,
-        })
+        };
+        Ok((server, Stopper(stopper)))
     }
 
-    /// Serves clients for ever, on this thread, one request after the other. Returns only if it cannot wait any more.
-    pub fn run(mut self, handler: &mut impl Handler) -> io::Error {
-        loop {
-            if let Err(error) = self.turn(handler) {
-                return error;
-            }
-        }
+    /// Serves clients on this thread, one request after the other, until the stopper is dropped. Then the socket's file
+    /// is gone.
+    pub fn run(mut self, handler: &mut impl Handler) -> io::Result<()> {
+        while self.turn(handler)? {}
+        // It may be out of reach by now, or somebody else may have been faster.
+        let _ = std::fs::remove_file(&self.path);
+        Ok(())
     }
 
-    /// Waits until there is something to do, and does it.
-    fn turn(&mut self, handler: &mut impl Handler) -> io::Result<()> {
+    /// Waits until there is something to do, and does it. Whether there may be more.
+    fn turn(&mut self, handler: &mut impl Handler) -> io::Result<bool> {
         let timeout = self.timeout(Instant::now());
         let listens = if self.rests_until.is_none() {
             PollFlags::POLLIN
         } else {
             PollFlags::empty()
         };
-        let mut waiting = vec![PollFd::new(self.listener.as_fd(), listens)];
+        let mut waiting = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), listens),
+        ];
         let clients = self.connections.iter();
         waiting.extend(clients.map(|client| PollFd::new(client.as_fd(), client.interest())));
         match poll(&mut waiting, timeout) {
@@ -98,7 +113,7 @@ impl Server {
 
         let now = Instant::now();
         self.rests_until = self.rests_until.filter(|until| *until > now);
-        let mut client_ready = ready[1..].iter();
+        let mut client_ready = ready[2..].iter();
         self.connections.retain_mut(|client| {
             let ready = client_ready.next().copied().unwrap_or(false);
             if ready || client.has_more() {
@@ -111,10 +126,10 @@ impl Server {
             }
             true
         });
-        if ready[0] {
+        if ready[1] {
             self.accept(now);
         }
-        Ok(())
+        Ok(!ready[0])
     }
 
     /// Until when to wait at most.

@@ -33,7 +33,7 @@ use crate::events::Events;
 use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::memory::GuestMemory;
-use crate::virtio::{self, Made, VirtioError};
+use crate::virtio::{self, DeviceHandles, Made, VirtioError};
 use crate::vm::Vm;
 
 /// How long the guest has to let go of a device: its driver may have to write back what it has cached.
@@ -64,6 +64,8 @@ pub struct Connections {
     pub latch: Arc<ExitLatch>,
     /// Told what comes and goes.
     pub events: Arc<Events>,
+    /// What can be done with devices that are there.
+    pub handles: DeviceHandles,
 }
 
 struct Inner {
@@ -246,19 +248,21 @@ impl Hotplug {
             let source = Box::new(source);
             return Err(HotplugError::Config { id, source });
         }
-        let made = match make() {
+        let mut made = match make() {
             Ok(made) => made,
             Err(source) => {
                 let source = Box::new(source);
                 return Err(HotplugError::Make { id, source });
             }
         };
+        let handle = made.handle.take();
         let Connections {
             vm,
             memory,
             bus,
             latch,
             events,
+            handles,
             ..
         } = &self.connections;
         let (function, placed) = match virtio::connect_pci(vm, memory, slot, made) {
@@ -285,6 +289,9 @@ impl Hotplug {
             ..Slot::default()
         });
         inner.config = config;
+        if let Some((id, handle)) = handle {
+            handles.insert(id, handle);
+        }
         inner.remind_until = Instant::now() + REMIND_FOR;
         lock(&self.registers).plug(slot);
         self.tell_guest();
@@ -389,6 +396,7 @@ impl Hotplug {
         for (id, _, error) in &ended {
             if error.is_none() {
                 inner.forget(id);
+                self.connections.handles.remove(id);
             }
         }
         let asks = inner.slots.any_requested() || now < inner.remind_until;

@@ -78,7 +78,7 @@ fn world() -> World {
     let layout = PciLayout::new(config.memory, 0b1010);
     let bus = pci::build(&layout, &mut ports, &mut mmio).unwrap();
     let output = crate::platform::output(&Seccomp::off()).unwrap();
-    let (made, _) = virtio::make(&config, &output, &events).unwrap();
+    let (made, handles) = virtio::make(&config, &output, &events).unwrap();
     let placed = virtio::attach_pci(&vm, &memory, &bus, made).unwrap();
     let ged = Arc::new(Mutex::new(Ged::new(Arc::new(
         EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -92,6 +92,7 @@ fn world() -> World {
         ged,
         latch,
         events,
+        handles: handles.devices,
     };
     let names = placed.iter().map(|at| (at.slot, at.removable.clone()));
     let present: Vec<_> = [(0, None)].into_iter().chain(names).collect();

@@ -46,6 +46,11 @@ impl Gate {
         *waiting.unwrap_or_else(PoisonError::into_inner).0 >= all
     }
 
+    /// How many are parked.
+    pub fn parked(&self) -> usize {
+        *self.lock()
+    }
+
     /// Parks this vCPU's thread until the gate is open or the run has ended.
     pub(super) fn park(&self, latch: &ExitLatch) {
         let mut parked = self.lock();

@@ -1,9 +1,10 @@
 //! The balloon: from the configuration to the device, and what the host can do with it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use devices::virtio::balloon::{Balloon, Options, Poll, Target};
+use devices::virtio::balloon::{Balloon, Interval, Options, Poll, Statistics, Target};
 
 use super::VirtioError;
 use crate::config::{BalloonConfig, MemorySize};
@@ -13,7 +14,7 @@ use crate::metrics;
 /// Pages of 4096 bytes in a MiB.
 const PAGES_PER_MIB: u32 = 256;
 
-/// Why a balloon keeps its size.
+/// Why something cannot be done with a balloon.
 #[derive(Debug, thiserror::Error)]
 pub enum BalloonError {
     /// It would be larger than the guest.
@@ -29,16 +30,48 @@ pub enum BalloonError {
     /// The device cannot be told.
     #[error("The balloon device cannot be woken")]
     Wake(#[source] io::Error),
+    /// It was made without them.
+    #[error("Statistics for the balloon device are not enabled")]
+    NoStatistics,
+    /// They cannot be switched on or off.
+    #[error("Cannot enable/disable the statistics after boot.")]
+    StatisticsSwitch,
 }
 
-/// Sets the size of a balloon.
-#[derive(Clone, Debug)]
-pub struct Inflater {
+/// What can be done with a balloon while a guest has it.
+#[derive(Clone)]
+pub struct Handle {
     target: Target,
     memory: MemorySize,
+    statistics: Option<(Interval, Latest)>,
 }
 
-impl Inflater {
+/// What the guest said last.
+type Latest = Arc<Mutex<Statistics>>;
+
+impl Handle {
+    /// What the guest said last; of itself it has said nothing yet where there is nothing of it.
+    pub fn statistics(&self) -> Result<Statistics, BalloonError> {
+        let (_, latest) = self.statistics.as_ref().ok_or(BalloonError::NoStatistics)?;
+        let mut latest = latest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        latest.target_pages = self.target.pages();
+        Ok(latest)
+    }
+
+    /// Asks the guest every `seconds` from now on.
+    pub fn set_interval(&self, seconds: u16) -> Result<(), BalloonError> {
+        match &self.statistics {
+            Some((interval, _)) if seconds > 0 => interval
+                .set(Duration::from_secs(seconds.into()))
+                .map_err(BalloonError::Wake),
+            None if seconds == 0 => Ok(()),
+            _ => Err(BalloonError::StatisticsSwitch),
+        }
+    }
+
     /// The balloon shall have `amount_mib` of the guest's memory.
     pub fn set(&self, amount_mib: u32) -> Result<(), BalloonError> {
         if amount_mib > self.memory.mib() {
@@ -63,23 +96,31 @@ pub(crate) fn make(
     config: &BalloonConfig,
     memory: MemorySize,
     events: &Arc<Events>,
-) -> Result<(Balloon, Inflater), VirtioError> {
+) -> Result<(Balloon, Handle), VirtioError> {
+    let latest = Latest::default();
     let poll = config.statistics_interval.map(|interval| {
-        let events = events.clone();
+        let (events, latest) = (events.clone(), latest.clone());
         Poll::new(interval, move |statistics| {
             events.balloon_statistics(statistics);
+            statistics.clone_into(&mut latest.lock().unwrap_or_else(PoisonError::into_inner));
         })
     });
+    let poll = poll.transpose().map_err(VirtioError::Balloon)?;
+    let interval = poll.as_ref().map(Poll::interval);
     let balloon = Balloon::new(Options {
         target_pages: pages(config.amount_mib),
         deflate_on_oom: config.deflate_on_oom,
         page_reporting: config.free_page_reporting,
-        poll: poll.transpose().map_err(VirtioError::Balloon)?,
+        poll,
     })
     .map_err(VirtioError::Balloon)?;
     metrics::process().watch("balloon", None, &balloon);
-    let target = balloon.target();
-    Ok((balloon, Inflater { target, memory }))
+    let handle = Handle {
+        target: balloon.target(),
+        memory,
+        statistics: interval.map(|interval| (interval, latest)),
+    };
+    Ok((balloon, handle))
 }
 
 #[cfg(test)]
@@ -102,12 +143,12 @@ mod tests {
             amount_mib: 3,
             ..BalloonConfig::default()
         };
-        let (mut device, inflater) = make(&config, memory, &events).unwrap();
+        let (mut device, handle) = make(&config, memory, &events).unwrap();
         assert_eq!(target_of(&device), 3 * 256);
-        inflater.set(memory.mib()).unwrap();
+        handle.set(memory.mib()).unwrap();
         let _ = device.wake(0).unwrap();
         assert_eq!(target_of(&device), 1 << 28);
-        let text = inflater.set(memory.mib() + 1).unwrap_err().to_string();
+        let text = handle.set(memory.mib() + 1).unwrap_err().to_string();
         assert_eq!(
             text,
             "A balloon of 1048577 MiB does not fit into the guest's memory of 1048576 MiB"

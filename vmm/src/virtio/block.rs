@@ -1,15 +1,16 @@
 //! Disks: from the configuration to the device.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use devices::rate_limiter::LimitsControl;
 use devices::virtio::block::qcow2::Qcow2Error;
 use devices::virtio::block::raw_file::RawFileError;
-use devices::virtio::block::{Backend, Block, Engine, Options, Qcow2File, RawFile};
+use devices::virtio::block::{Backend, Block, BlockControl, Engine, Options, Qcow2File, RawFile};
 
 use super::VirtioError;
-use crate::config::{DiskFormat, DriveConfig, DriveQueues, RateLimiterConfig, VcpuCount};
+use crate::config::{DiskFormat, DriveConfig, DriveQueues, VcpuCount};
 use crate::metrics;
 
 /// Why an image is no disk.
@@ -21,42 +22,96 @@ pub enum DiskError {
     Qcow2(#[from] Qcow2Error),
 }
 
+/// What can be done with a drive while a guest has it.
+pub struct Handle {
+    /// How much the guest may move in a time.
+    pub limits: LimitsControl,
+    control: BlockControl,
+    image: Identity,
+}
+
+impl Handle {
+    /// Puts the image of `drive` in the place of the present one. If it is the same file, only its length is looked at
+    /// again.
+    pub fn replace(&mut self, drive: &DriveConfig) -> Result<(), VirtioError> {
+        let changed = |source| VirtioError::ChangeDrive {
+            id: drive.id.to_string(),
+            source,
+        };
+        let (file, identity) = open(drive)?;
+        if identity == self.image {
+            return self.control.refresh().map_err(changed);
+        }
+        let disk = backend(drive, file)?;
+        self.control.replace(disk).map_err(changed)?;
+        self.image = identity;
+        Ok(())
+    }
+}
+
+/// A file, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
 /// Opens the image of `drive`, for a guest with `vcpus`.
-pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Block, VirtioError> {
-    let (id, path) = (drive.id.to_string(), drive.path.clone());
-    let file = match open(&drive.path, drive.read_only) {
-        Ok(file) => file,
-        Err(source) => return Err(VirtioError::OpenDrive { id, path, source }),
-    };
-    let backend = match backend(drive, file) {
-        Ok(backend) => backend,
-        Err(source) => return Err(VirtioError::UseDrive { id, path, source }),
-    };
-    let limiter = match drive.rate_limiter {
-        limits if limits == RateLimiterConfig::default() => None,
-        limits => Some(super::rate_limiter(limits)?),
-    };
+pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<(Block, Handle), VirtioError> {
+    let (file, image) = open(drive)?;
+    let backend = backend(drive, file)?;
+    // Without limits too: they may come later.
+    let limiter = super::rate_limiter(drive.rate_limiter)?;
+    let limits = limiter.control();
     let options = Options {
         serial: drive.id.to_string(),
         queues: drive
             .queues
             .unwrap_or_else(|| DriveQueues::for_vcpus(vcpus))
             .get(),
-        limiter,
+        limiter: Some(limiter),
     };
     let block = Block::new(backend, Engine::new(drive.engine), options).map_err(|source| {
-        let id = id.clone();
-        VirtioError::DriveEvents { id, source }
+        VirtioError::DriveEvents {
+            id: drive.id.to_string(),
+            source,
+        }
     })?;
-    metrics::process().watch("block", Some(&id), &block);
-    Ok(block)
+    metrics::process().watch("block", Some(drive.id.as_str()), &block);
+    let handle = Handle {
+        limits,
+        control: block.control(),
+        image,
+    };
+    Ok((block, handle))
 }
 
-fn open(path: &Path, read_only: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(!read_only).open(path)
+fn open(drive: &DriveConfig) -> Result<(File, Identity), VirtioError> {
+    let failed = |source| VirtioError::OpenDrive {
+        id: drive.id.to_string(),
+        path: drive.path.clone(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!drive.read_only);
+    let file = options.open(&drive.path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let identity = Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    };
+    Ok((file, identity))
 }
 
-fn backend(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, DiskError> {
+fn backend(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, VirtioError> {
+    disk(drive, file).map_err(|source| VirtioError::UseDrive {
+        id: drive.id.to_string(),
+        path: drive.path.clone(),
+        source,
+    })
+}
+
+fn disk(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, DiskError> {
     Ok(match &drive.format {
         DiskFormat::Raw => Box::new(RawFile::new(file, drive.read_only)?),
         DiskFormat::Qcow2 { backing_files } => {

@@ -1,23 +1,23 @@
 //! The guest's virtio devices: made from the configuration, placed on PCI or MMIO, connected to KVM.
 
 pub mod balloon;
-mod block;
+pub mod block;
 mod console;
 mod fs;
+mod handles;
 mod listener;
-mod net;
+pub mod net;
 pub mod pmem;
 mod tap;
 mod vsock;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusError};
 use devices::pci::{PciBus, SlotError};
 use devices::rate_limiter::RateLimiter;
-use devices::virtio::console::Resizer;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
@@ -25,6 +25,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::vhost_user::BackendError;
 use devices::virtio::worker::VirtioWorker;
 
+pub use self::handles::{DeviceHandle, DeviceHandles, Handles};
 use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{DriveConfig, NetConfig, RateLimiterConfig, VcpuCount, VmConfig};
 use crate::events::Events;
@@ -58,6 +59,12 @@ pub enum VirtioError {
         path: PathBuf,
         #[source]
         source: block::DiskError,
+    },
+    #[error("Cannot change drive \"{id}\"")]
+    ChangeDrive {
+        id: String,
+        #[source]
+        source: devices::virtio::block::control::ControlError,
     },
     #[error("Cannot make the events of drive \"{id}\"")]
     DriveEvents {
@@ -186,6 +193,8 @@ pub struct Made {
     pub region: Option<pmem::Region>,
     /// Its name, if it can be removed while the guest runs.
     pub removable: Option<DeviceId>,
+    /// What can be done with it, by its name, until somebody keeps that.
+    pub handle: Option<(DeviceId, DeviceHandle)>,
 }
 
 impl Made {
@@ -196,6 +205,14 @@ impl Made {
             thread,
             region: None,
             removable: None,
+            handle: None,
+        }
+    }
+
+    fn with_handle(self, id: DeviceId, handle: DeviceHandle) -> Self {
+        Self {
+            handle: Some((id, handle)),
+            ..self
         }
     }
 
@@ -207,18 +224,25 @@ impl Made {
 
 /// Makes the disk `drive` of a guest with `vcpus`.
 pub fn make_drive(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Made, VirtioError> {
-    let made = Made::new(block::make(drive, vcpus)?, Thread::Own);
+    let (device, handle) = block::make(drive, vcpus)?;
+    let id = DeviceId::Drive(drive.id.to_string());
+    let handle = DeviceHandle::Drive(Arc::new(Mutex::new(handle)));
+    let made = Made::new(device, Thread::Own).with_handle(id.clone(), handle);
     Ok(if drive.is_root {
         made
     } else {
-        made.removable(DeviceId::Drive(drive.id.to_string()))
+        made.removable(id)
     })
 }
 
 /// Makes the network interface `interface`.
 pub fn make_net(interface: &NetConfig) -> Result<Made, VirtioError> {
-    let made = Made::new(net::make(interface)?, Thread::Own);
-    Ok(made.removable(DeviceId::Net(interface.id.clone())))
+    let (device, handle) = net::make(interface)?;
+    let id = DeviceId::Net(interface.id.clone());
+    let made = Made::new(device, Thread::Own);
+    Ok(made
+        .with_handle(id.clone(), DeviceHandle::Net(handle))
+        .removable(id))
 }
 
 /// The device numbers on PCI, as a bitmap, at which a device stays as long as the guest runs: all but drives and network
@@ -233,15 +257,6 @@ fn fixed_slots(config: &VmConfig) -> u32 {
         .fold(0, |slots, (slot, _)| slots | 1 << slot)
 }
 
-/// What the host can do with devices from outside.
-#[derive(Default)]
-pub struct Handles {
-    /// Tells the console its size.
-    pub resizer: Option<Resizer>,
-    /// Sets the balloon's size.
-    pub inflater: Option<balloon::Inflater>,
-}
-
 /// Makes the devices of `config`, drives first: the order in which the guest numbers them. A terminal prints to `output`;
 /// what a device says by itself goes to `events`.
 pub fn make(
@@ -252,10 +267,12 @@ pub fn make(
     let mut devices = Vec::new();
     let mut handles = Handles::default();
     for drive in &config.drives {
-        devices.push(make_drive(drive, config.vcpus)?);
+        let made = make_drive(drive, config.vcpus)?;
+        devices.push(handles.devices.keep(made));
     }
     for interface in &config.net {
-        devices.push(make_net(interface)?);
+        let made = make_net(interface)?;
+        devices.push(handles.devices.keep(made));
     }
     if let Some(config) = &config.vsock {
         devices.push(Made::new(vsock::make(config)?, Thread::Own));
@@ -283,8 +300,8 @@ pub fn make(
         devices.push(Made::new(console, Thread::Shared));
     }
     if let Some(balloon) = &config.balloon {
-        let (device, inflater) = balloon::make(balloon, config.memory, events)?;
-        handles.inflater = Some(inflater);
+        let (device, handle) = balloon::make(balloon, config.memory, events)?;
+        handles.balloon = Some(handle);
         // Freeing gigabytes takes the host a while.
         devices.push(Made::new(device, Thread::Own));
     }

@@ -1,5 +1,6 @@
 //! Network interfaces: from the configuration to the device.
 
+use devices::rate_limiter::LimitsControl;
 use devices::virtio::net::{Net, NetOptions, Tap};
 
 use super::tap;
@@ -7,8 +8,17 @@ use super::{VirtioError, rate_limiter};
 use crate::config::{NetConfig, TapSource};
 use crate::metrics;
 
+/// What can be done with an interface while a guest has it.
+#[derive(Clone)]
+pub struct Handle {
+    /// How much the guest may receive in a time.
+    pub receive: LimitsControl,
+    /// How much it may send.
+    pub transmit: LimitsControl,
+}
+
 /// Opens the tap of `net`.
-pub(super) fn make(net: &NetConfig) -> Result<Net, VirtioError> {
+pub(super) fn make(net: &NetConfig) -> Result<(Net, Handle), VirtioError> {
     let id = || net.id.clone();
     let file = match &net.tap {
         TapSource::Name(name) => tap::open(name),
@@ -16,16 +26,22 @@ pub(super) fn make(net: &NetConfig) -> Result<Net, VirtioError> {
     };
     let file = file.map_err(|source| VirtioError::OpenTap { id: id(), source })?;
     let backend = Tap::new(file).map_err(|source| VirtioError::UseTap { id: id(), source })?;
+    let receive_limiter = rate_limiter(net.rx_rate_limiter)?;
+    let transmit_limiter = rate_limiter(net.tx_rate_limiter)?;
+    let handle = Handle {
+        receive: receive_limiter.control(),
+        transmit: transmit_limiter.control(),
+    };
     let options = NetOptions {
         mac: net.address().bytes(),
         mtu: net.mtu,
-        receive_limiter: rate_limiter(net.rx_rate_limiter)?,
-        transmit_limiter: rate_limiter(net.tx_rate_limiter)?,
+        receive_limiter,
+        transmit_limiter,
         interceptor: None,
     };
     let device = Net::new(Box::new(backend), options);
     metrics::process().watch("net", Some(&net.id), &device);
-    Ok(device)
+    Ok((device, handle))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{Answer, Outcome, Request};
 struct World {
     folder: TempDir,
     handled: Arc<AtomicUsize>,
+    _stopper: Stopper,
 }
 
 impl World {
@@ -21,19 +22,22 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let handled = Arc::new(AtomicUsize::new(0));
         let count = handled.clone();
-        let server = Server::bind(&folder.path().join("socket"), 1000).unwrap();
+        let (server, stopper) = Server::bind(&folder.path().join("socket"), 1000).unwrap();
         thread::spawn(move || {
-            let error = server.run(&mut move |request: Request| -> Outcome {
+            server.run(&mut move |request: Request| -> Outcome {
                 count.fetch_add(1, Ordering::Relaxed);
                 match request {
                     Request::GetVersion => Answer::json(&json!({"firecracker_version": "1"})),
                     Request::PutMmds(_) => Ok(Answer::Done),
                     _ => Err(Fault::new("no")),
                 }
-            });
-            panic!("{error}");
+            })
         });
-        Self { folder, handled }
+        Self {
+            folder,
+            handled,
+            _stopper: stopper,
+        }
     }
 
     fn connect(&self) -> UnixStream {
@@ -243,7 +247,7 @@ fn a_stream_that_makes_no_sense_ends_with_a_fault() {
 fn clients_are_served_one_after_the_other_while_both_are_connected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    let server = Server::bind(&path, 1000).unwrap();
+    let (server, _stopper) = Server::bind(&path, 1000).unwrap();
     let (entered, enters) = mpsc::channel();
     let (leave, leaves) = mpsc::channel::<()>();
     thread::spawn(move || {
@@ -281,4 +285,23 @@ fn a_path_that_exists_is_left_alone() {
     let missing = folder.path().join("missing/socket");
     let error = Server::bind(&missing, 1).map(drop).unwrap_err();
     assert!(matches!(error, BindError::Bind { .. }));
+}
+
+#[test]
+fn a_server_that_is_stopped_answers_first_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let (server, stopper) = Server::bind(&path, 1000).unwrap();
+    let mut stopper = Some(stopper);
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(GET).unwrap();
+    let thread = thread::spawn(move || {
+        server.run(&mut move |_| -> Outcome {
+            drop(stopper.take());
+            Ok(Answer::Done)
+        })
+    });
+    assert_eq!(answer(&mut client).0, 204);
+    thread.join().unwrap().unwrap();
+    assert!(!path.exists());
 }

@@ -27,6 +27,11 @@ impl Target {
         self.0.1.trigger()
     }
 
+    /// How many it shall have.
+    pub fn pages(&self) -> u32 {
+        self.0.0.load(Ordering::Acquire)
+    }
+
     pub(super) fn source(&self) -> Source {
         Source {
             fd: self.0.1.as_raw_fd(),
@@ -37,6 +42,6 @@ impl Target {
     pub(super) fn take(&self) -> u32 {
         // Only the ring matters; the counter does not.
         let _ = self.0.1.read();
-        self.0.0.load(Ordering::Acquire)
+        self.pages()
     }
 }

@@ -123,7 +123,7 @@ fn datagrams_go_both_ways_through_a_real_tap_with_and_without_checksums() {
     let Some(tap) = HostTap::new() else { return };
     for &on in Transport::ALL {
         for (features, unchecked) in [(0, 0), (GUEST_CSUM, 1)] {
-            let mut guest = TestGuest::new(on, make(&tap.config()).unwrap());
+            let mut guest = TestGuest::new(on, make(&tap.config()).unwrap().0);
             let (mut rx, mut tx) = start(&mut guest, features);
             let host = UdpSocket::bind(format!("{}.1:0", tap.net)).unwrap();
             host.set_read_timeout(Some(Duration::from_secs(20)))
@@ -159,7 +159,7 @@ fn datagrams_go_both_ways_through_a_real_tap_with_and_without_checksums() {
 fn frames_the_kernel_refuses_are_dropped() {
     let Some(tap) = HostTap::new() else { return };
     for &on in Transport::ALL {
-        let mut guest = TestGuest::new(on, make(&tap.config()).unwrap());
+        let mut guest = TestGuest::new(on, make(&tap.config()).unwrap().0);
         let offered = guest.offered();
         let mut rings = guest.start_queues(offered, &[64, 64]);
         // To be cut, with checksum and header lengths far outside of the frame; then a checksum in the last byte.
@@ -181,7 +181,7 @@ fn frames_the_kernel_refuses_are_dropped() {
 fn a_tap_that_disappears_takes_the_link_down() {
     for &on in Transport::ALL {
         let Some(tap) = HostTap::new() else { return };
-        let mut guest = TestGuest::new(on, make(&tap.config()).unwrap());
+        let mut guest = TestGuest::new(on, make(&tap.config()).unwrap().0);
         let (mut rx, mut tx) = start(&mut guest, 0);
         let buffer = rx.buffer(2048, true);
         rx.add(&[buffer]);

@@ -1,47 +1,40 @@
 //! One guest, from its configuration to the end of its run.
 
+mod running;
+
 use std::io;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
+use devices::legacy::watchdog::{Watchdog, WatchdogTimer};
 use devices::pci::hotplug as hotplug_registers;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
+pub use self::running::{PauseError, Running};
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, BootError, cmdline};
-use crate::clock::StartTime;
 use crate::config::VmConfig;
-use crate::control::{Control, Targets};
+use crate::controller::{Opener, Targets};
 use crate::cpu::cpuid::Place;
 use crate::cpu::regs;
 use crate::cpu::template::{self, TemplateError};
-use crate::device_thread::{self, DeviceThread, EndWatch, ThreadError};
+use crate::device_thread::{DeviceThread, ThreadError};
 use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::hotplug::{Connections, Hotplug};
-use crate::jail::seccomp::{Seccomp, ThreadKind};
+use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
-use crate::logger::chain;
 use crate::memory::{self, MemoryError};
 use crate::metrics::{self, FlushTimer, VcpuMetrics};
 use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
 use crate::stats::VcpuStats;
-use crate::vcpu::{self, Buses, Gate, Setting, VcpuError, VcpuThread};
+use crate::vcpu::{self, Buses, Gate, Setting, VcpuError};
 use crate::virtio::{self, Places, Thread, VirtioError};
 use crate::vm::{Vm, VmError};
-
-/// How long the vCPUs have to end after the run has: far more than a device's register access takes.
-const END_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long a reader of the guest's console may take for some of its last words.
-const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a guest cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -97,48 +90,52 @@ impl MachineError {
 }
 
 /// What is not the guest's configuration but how this process runs it.
-#[derive(Debug)]
-pub struct Options {
-    /// When the start was asked for.
-    pub start: StartTime,
-    /// The parent's control socket.
-    pub control: Option<UnixStream>,
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Ends the run.
+    pub latch: Arc<ExitLatch>,
+    /// What tells the parent.
+    pub events: Arc<Events>,
     /// What each thread's system calls are filtered by.
     pub seccomp: Seccomp,
     /// Log the time when the guest says that it has booted.
     pub report_boot_time: bool,
 }
 
-type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
+/// The loop of the main thread.
+pub type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
 
 /// A guest that is ready to run.
 pub struct Machine {
     // Kept for the whole run; the order of dropping is free, since each vCPU keeps the VM alive in KVM.
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
     vcpus: Vec<VcpuFd>,
     buses: Arc<Buses>,
-    latch: Arc<ExitLatch>,
-    events: Arc<Events>,
-    event_loop: EventLoop,
+    context: Context,
+    /// What the main thread serves.
+    subscribers: Vec<Box<dyn MutEventSubscriber>>,
     /// With the device's number on PCI, or on MMIO its place among the others.
     device_threads: Vec<(usize, DeviceThread)>,
-    hotplug: Option<Arc<Hotplug>>,
     output: Output,
-    seccomp: Seccomp,
+    watchdog: Arc<Mutex<Watchdog>>,
+    targets: Targets,
 }
 
 impl Machine {
     /// Builds the guest. Nothing of it runs yet.
-    pub fn new(config: &VmConfig, options: Options) -> Result<Self, MachineError> {
-        let latch = Arc::new(ExitLatch::new().map_err(MachineError::Event)?);
-        let (control, event_socket) = split(options.control).map_err(MachineError::Control)?;
-        let events = Arc::new(Events::new(event_socket, options.start));
-        let sink = platform::sink(latch.clone(), events.clone(), options.report_boot_time);
+    pub fn build(config: &VmConfig, context: &Context) -> Result<Self, MachineError> {
+        let Context {
+            latch,
+            events,
+            seccomp,
+            report_boot_time,
+        } = context;
+        let sink = platform::sink(latch.clone(), events.clone(), *report_boot_time);
 
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
-        let output = platform::output(&options.seccomp)?;
-        let (devices, handles) = virtio::make(config, &output, &events)?;
+        let output = platform::output(seccomp)?;
+        let (devices, handles) = virtio::make(config, &output, events)?;
         let line = cmdline::complete(config, places.mmio())?;
         let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
         let announced = if cmdline::acpi_is_off(&line) {
@@ -176,6 +173,7 @@ impl Machine {
                     ged: platform.ged.clone(),
                     latch: latch.clone(),
                     events: events.clone(),
+                    handles: handles.devices.clone(),
                 };
                 let plugs = Hotplug::new(connections, config, present.collect());
                 let registers = plugs.registers();
@@ -196,92 +194,103 @@ impl Machine {
             .map(|id| vcpu::create(&vm, &cpuid, Place { id, count, threads }, entry))
             .collect::<Result<Vec<_>, _>>()?;
 
-        let mut event_loop = EventLoop::new().map_err(MachineError::EventLoop)?;
-        event_loop.add_subscriber(Box::new(EndWatch::new(latch.clone())));
-        event_loop.add_subscriber(Box::new(platform.serial_input));
-        event_loop.add_subscriber(Box::new(platform.watchdog));
-        let timer = FlushTimer::new(metrics::process()).map_err(MachineError::Event)?;
-        event_loop.add_subscriber(Box::new(timer));
+        let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = vec![
+            Box::new(platform.serial_input),
+            Box::new(WatchdogTimer::new(platform.watchdog.clone())),
+            Box::new(FlushTimer::new(metrics::process()).map_err(MachineError::Event)?),
+        ];
         let mut device_threads = Vec::new();
         for (number, worker, thread) in workers {
             match thread {
-                Thread::Shared => drop(event_loop.add_subscriber(Box::new(worker))),
+                Thread::Shared => subscribers.push(Box::new(worker)),
                 Thread::Own => {
                     device_threads.push((number, DeviceThread::new(worker, latch.clone())?));
                 }
             }
         }
-        if let Some(socket) = control {
-            event_loop.add_subscriber(Box::new(Control::new(
-                socket,
-                Targets {
-                    ged: platform.ged,
-                    generation_id: platform.generation_id,
-                    handles,
-                    hotplug: hotplug.clone(),
-                    latch: latch.clone(),
-                    // A kernel before 5.14 has none to offer.
-                    vcpus: vcpus
-                        .iter()
-                        .filter_map(|vcpu| VcpuStats::open(vcpu).ok())
-                        .collect(),
-                    events: events.clone(),
-                },
-            )));
-        }
+        let targets = Targets {
+            ged: platform.ged,
+            generation_id: platform.generation_id,
+            handles,
+            hotplug,
+            latch: latch.clone(),
+            // A kernel before 5.14 has none to offer.
+            vcpus: vcpus
+                .iter()
+                .filter_map(|vcpu| VcpuStats::open(vcpu).ok())
+                .collect(),
+            events: events.clone(),
+        };
         let exits = Arc::<VcpuMetrics>::default();
         metrics::process().add("vcpu", None, exits.clone());
-        let buses = Arc::new(Buses {
-            ports,
-            mmio,
-            metrics: exits,
-        });
         Ok(Self {
-            _vm: vm,
+            vm,
             vcpus,
-            buses,
-            latch,
-            events,
-            event_loop,
+            buses: Arc::new(Buses {
+                ports,
+                mmio,
+                metrics: exits,
+            }),
+            context: context.clone(),
+            subscribers,
             device_threads,
-            hotplug,
             output,
-            seccomp: options.seccomp,
+            watchdog: platform.watchdog,
+            targets,
         })
     }
 
-    /// What tells the parent about this guest.
-    pub fn events(&self) -> Arc<Events> {
-        self.events.clone()
-    }
-
-    /// Runs the guest to its end, on this thread (events) and one thread for each vCPU.
-    pub fn run(mut self) -> Result<ExitReason, MachineError> {
+    /// Lets the guest run, on one thread for each vCPU, one for each device that moves data, and `event_loop`.
+    pub fn start(self, event_loop: &mut EventLoop) -> Result<Running, MachineError> {
+        let Self {
+            vm,
+            vcpus,
+            buses,
+            context,
+            subscribers,
+            device_threads,
+            output,
+            watchdog,
+            targets,
+        } = self;
+        let Context {
+            latch,
+            events,
+            seccomp,
+            ..
+        } = context;
         vcpu::install_handler().map_err(MachineError::Signal)?;
-        let mut devices = Vec::new();
-        if let Some(hotplug) = &self.hotplug {
+        for subscriber in subscribers {
+            event_loop.add_subscriber(subscriber);
+        }
+        let hotplug = &targets.hotplug;
+        if let Some(hotplug) = hotplug {
             hotplug
-                .start(&self.seccomp)
+                .start(&seccomp)
                 .map_err(|error| MachineError::Thread(ThreadError::Spawn(error)))?;
         }
-        for (number, thread) in std::mem::take(&mut self.device_threads) {
-            let thread = thread.spawn(number, self.seccomp.clone())?;
-            match &self.hotplug {
+        let mut devices = Vec::new();
+        for (number, thread) in device_threads {
+            let thread = thread.spawn(number, seccomp.clone())?;
+            match hotplug {
                 Some(hotplug) => hotplug.started(number, thread),
                 None => devices.push(thread),
             }
         }
-        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let opener = Opener::start(seccomp.clone());
+        let opener = opener.map_err(|error| MachineError::Thread(ThreadError::Spawn(error)))?;
+        let gate = Arc::new(Gate::default());
         let setting = Setting {
-            buses: self.buses.clone(),
-            latch: self.latch.clone(),
-            gate: Arc::new(Gate::default()),
-            seccomp: self.seccomp.clone(),
+            buses,
+            latch: latch.clone(),
+            gate: gate.clone(),
+            seccomp,
         };
+        let mut threads = Vec::with_capacity(vcpus.len());
         // The boot vCPU comes last: when it runs, all others are there to be started.
-        let vcpus: Vec<_> = (0u8..).zip(std::mem::take(&mut self.vcpus)).collect();
+        let vcpus: Vec<_> = (0u8..).zip(vcpus).collect();
         for (id, fd) in vcpus.into_iter().rev() {
-            let events = (id == 0).then(|| self.events.clone());
+            let events = (id == 0).then(|| events.clone());
             let before = move || {
                 if let Some(events) = events {
                     events.running();
@@ -291,69 +300,23 @@ impl Machine {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Those that run already must not be left behind.
-                    self.latch.set(ExitReason::Error(error.to_string()));
-                    end(&threads);
+                    latch.set(ExitReason::Error(error.to_string()));
+                    running::end(&threads);
                     return Err(error.into());
                 }
             }
         }
-        if let Err(error) = self.seccomp.enter(ThreadKind::Event) {
-            self.latch.set(ExitReason::Error(chain(&error)));
-        }
-        while !self.latch.is_set() {
-            match self.event_loop.run() {
-                Ok(events) => metrics::process().vmm.device_events.add(events as u64),
-                Err(error) => self
-                    .latch
-                    .set(ExitReason::Error(format!("The event loop failed: {error}"))),
-            }
-        }
-        end(&threads);
-        if let Some(hotplug) = &self.hotplug {
-            devices.extend(hotplug.end());
-        }
-        device_thread::join(devices);
-        self.output.finish(OUTPUT_PATIENCE);
-        let unknown = || ExitReason::Error("The run ended without a reason".into());
-        Ok(self.latch.reason().cloned().unwrap_or_else(unknown))
-    }
-}
-
-/// Gets all vCPUs out of the guest and waits for their threads.
-fn end(threads: &[VcpuThread]) {
-    let mut pause = Duration::from_micros(50);
-    let mut waited = Duration::ZERO;
-    loop {
-        let running: Vec<_> = threads
-            .iter()
-            .filter(|thread| !thread.is_finished())
-            .collect();
-        if running.is_empty() {
-            return;
-        }
-        if waited >= END_PATIENCE {
-            // One that waits for somebody to read the guest's output, for example. The process ends without it.
-            let ids: Vec<_> = running.iter().map(|thread| thread.id()).collect();
-            log::warn!("vCPUs {ids:?} do not end, they are abandoned");
-            return;
-        }
-        for thread in running {
-            thread.kick();
-        }
-        thread::sleep(pause);
-        waited += pause;
-        pause = (pause * 2).min(Duration::from_millis(20));
-    }
-}
-
-/// The control socket's two directions, neither of which blocks.
-fn split(socket: Option<UnixStream>) -> io::Result<(Option<UnixStream>, Option<UnixStream>)> {
-    match socket {
-        Some(socket) => {
-            socket.set_nonblocking(true)?;
-            let other = socket.try_clone()?;
-            Ok((Some(socket), Some(other)))
-        }
-        None => Ok((None, None)),
+        Ok(Running {
+            _vm: vm,
+            latch,
+            gate,
+            threads,
+            devices,
+            output,
+            watchdog,
+            paused: None,
+            opener,
+            targets,
+        })
     }
 }

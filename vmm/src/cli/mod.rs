@@ -1,0 +1,248 @@
+//! The command line: what to run, and how.
+
+mod args;
+mod descriptor;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::panic;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::model::Document;
+use clap::Parser;
+use clap::error::ErrorKind;
+use log::LevelFilter;
+
+use self::args::Args;
+use self::descriptor::take_socket;
+use crate::api_thread::ApiSocket;
+use crate::clock::StartTime;
+use crate::config::firecracker;
+use crate::controller::{Controller, Settings};
+use crate::events::Events;
+use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
+use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
+use crate::logger::{self, LogError, chain};
+use crate::metrics;
+use crate::terminal;
+
+/// An error and the exit code for it.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(code: u8, error: &dyn Error) -> Self {
+        Self {
+            message: chain(error),
+            code,
+        }
+    }
+
+    fn arguments(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: CODE_BAD_ARGUMENTS,
+        }
+    }
+}
+
+/// The whole program: `arguments` as a process gets them, with its name first.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            // There is nobody to tell if this cannot be written.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(CODE_BAD_ARGUMENTS),
+            };
+        }
+    };
+    // Before anything else: the parent's clock runs.
+    let start = StartTime::new(args.start_time_us, args.start_time_cpu_us);
+    let control = match args.control_fd.map(take_socket).transpose() {
+        Ok(control) => control,
+        Err(failure) => return report(&args.id, &failure, None),
+    };
+    // A copy for what goes wrong before the machine has its own.
+    let early = control.as_ref().and_then(|socket| socket.try_clone().ok());
+    match run(&args, start, control) {
+        Ok(reason) => ExitCode::from(&reason),
+        Err(failure) => report(
+            &args.id,
+            &failure,
+            early.map(|s| Events::new(Some(s), start)),
+        ),
+    }
+}
+
+/// Says once, in the log and to the parent, why there is no guest.
+fn report(id: &str, failure: &Failure, events: Option<Events>) -> ExitCode {
+    // Without effect if the log is open already.
+    let _ = logger::init(id, LevelFilter::Info, None);
+    log::error!("{}", failure.message);
+    if let Some(events) = events {
+        events.exit(&ExitReason::Error(failure.message.clone()));
+    }
+    ExitCode::from(failure.code)
+}
+
+fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<ExitReason, Failure> {
+    for (flag, given) in [
+        ("--describe-snapshot", args.describe_snapshot.is_some()),
+        ("--metadata", args.metadata.is_some()),
+        ("--mmds-size-limit", args.mmds_size_limit.is_some()),
+    ] {
+        if given {
+            return Err(Failure::arguments(format!("{flag} is not supported yet")));
+        }
+    }
+    // Before all that takes time: a client may connect, and waits for its answer.
+    let api = match args.no_api {
+        true => None,
+        false => Some(bind(args)?),
+    };
+    let document = match &args.config_file {
+        Some(path) => Some(
+            firecracker::load(path)
+                .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?,
+        ),
+        None => None,
+    };
+    open_log(args, document.as_ref())?;
+    let section = document.as_ref().and_then(|all| all.metrics.as_ref());
+    let path = section.map(|section| &section.metrics_path);
+    if let Some(path) = args.metrics_path.as_ref().or(path) {
+        let opened = metrics::process().write_to(path);
+        opened.map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    }
+    let startup = &metrics::process().api.server;
+    startup.process_startup_time_us.set(start.elapsed_us());
+    startup.process_startup_time_cpu_us.set(start.cpu_us());
+    if let Some(socket) = &control {
+        seccomp::set_parent(socket.as_raw_fd());
+    }
+    let (control, event_socket) = split(control)?;
+    let events = Arc::new(Events::new(event_socket, start));
+    end_on_panic(events.clone());
+    let settings = Settings {
+        id: args.id.clone(),
+        pci: args.enable_pci,
+        report_boot_time: args.boot_timer,
+        seccomp: filters(args).map_err(|error| Failure::new(1, &error))?,
+        events: events.clone(),
+    };
+    let seccomp = settings.seccomp.clone();
+    let (mut controller, desk) =
+        Controller::new(settings, control).map_err(|error| Failure::new(1, &error))?;
+    // Before the start: this thread's filter is narrower from then on, and that of a thread it starts with it.
+    let api = api.map(|api| api.serve(desk, seccomp)).transpose();
+    let api = api.map_err(|error| Failure::new(1, &error))?;
+    if let Some(document) = document {
+        controller.load(document);
+        let started = controller.start();
+        started.map_err(|error| Failure::new(error.code(), &error))?;
+    }
+    let reason = controller.run();
+    match &reason {
+        ExitReason::Error(message) => log::error!("{message}"),
+        reason => log::info!("{reason}"),
+    }
+    metrics::process().flush();
+    events.exit(&reason);
+    if let Some(api) = api {
+        api.end();
+    }
+    Ok(reason)
+}
+
+fn bind(args: &Args) -> Result<ApiSocket, Failure> {
+    let socket = ApiSocket::bind(&args.api_sock, args.http_api_max_payload_size);
+    socket.map_err(|error| Failure::new(1, &error))
+}
+
+/// Starts logging as the command line says, or else the configuration.
+fn open_log(args: &Args, document: Option<&Document>) -> Result<(), Failure> {
+    let failure = |error: LogError| Failure::new(CODE_BAD_CONFIGURATION, &error);
+    let section = document.and_then(|document| document.logger.clone());
+    let section = logger::Change::try_from(&section.unwrap_or_default()).map_err(failure)?;
+    let level = args.level.or(section.level).unwrap_or(LevelFilter::Info);
+    let path = args.log_path.as_ref().or(section.path.as_ref());
+    logger::init(&args.id, level, path.map(PathBuf::as_path)).map_err(failure)?;
+    let rest = logger::Change {
+        path: None,
+        level: None,
+        show_level: args.show_level.then_some(true).or(section.show_level),
+        show_origin: args.show_log_origin.then_some(true).or(section.show_origin),
+        module: args.module.clone().or(section.module),
+        format: section.format,
+    };
+    logger::configure(&rest).map_err(failure)
+}
+
+/// The control socket's two directions, neither of which blocks.
+fn split(socket: Option<UnixStream>) -> Result<(Option<UnixStream>, Option<UnixStream>), Failure> {
+    let Some(socket) = socket else {
+        return Ok((None, None));
+    };
+    let other = socket
+        .set_nonblocking(true)
+        .and_then(|()| socket.try_clone());
+    let other = other.map_err(|error| Failure {
+        message: format!("Cannot use the control socket: {error}"),
+        code: 1,
+    })?;
+    Ok((Some(socket), Some(other)))
+}
+
+/// The filters of system calls, of which that of the whole process is in force from now on.
+fn filters(args: &Args) -> Result<Seccomp, SeccompError> {
+    if args.no_seccomp {
+        log::warn!("System calls are not filtered");
+        return Ok(Seccomp::off());
+    }
+    let seccomp = Seccomp::on()?;
+    seccomp.enter(ThreadKind::Process)?;
+    Ok(seccomp)
+}
+
+/// A panic on any thread ends the process, gives the terminal back and tells the parent: no guest with half a VMM.
+fn end_on_panic(events: Arc<Events>) {
+    panic::set_hook(Box::new(move |info| {
+        terminal::restore();
+        let message = format!("The VMM panicked: {info}");
+        log::error!("{message}");
+        metrics::process().vmm.panic_count.count();
+        metrics::process().flush_without_waiting();
+        events.exit_without_waiting(&ExitReason::Error(message));
+        #[expect(
+            clippy::exit,
+            reason = "other threads still run the guest, and nothing may unwind past this point"
+        )]
+        std::process::exit(1)
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = crate::machine::MachineError::Boot(crate::boot::BootError::NotAFile {
+            path: "k".into(),
+        });
+        assert_eq!(
+            chain(&error),
+            "Cannot boot the guest: k is not a regular file"
+        );
+    }
+}

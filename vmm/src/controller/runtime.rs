@@ -1,0 +1,104 @@
+//! Requests while the guest runs.
+
+use api::model::{Action, Document, NetworkInterfaceUpdate, VmState};
+use api::{Answer, Fault, Outcome, Request};
+
+use super::fault;
+use crate::config::firecracker::rate_limiter;
+use crate::events::by_firecrackers_names;
+use crate::machine::Running;
+
+/// Carries out `request` on a guest that has been started; `document` is its configuration and stays true.
+pub(super) fn handle(guest: &mut Running, document: &mut Document, request: Request) -> Outcome {
+    use Request as R;
+    match request {
+        R::PatchVm(VmState::Paused) => match guest.pause() {
+            Ok(()) => Ok(Answer::Done),
+            Err(error) => Err(fault::about("Internal VMM error", &error)),
+        },
+        R::PatchVm(VmState::Resumed) => {
+            guest.resume();
+            Ok(Answer::Done)
+        }
+        R::PutAction(Action::SendCtrlAltDel) => match guest.targets.press_power_button() {
+            Ok(()) => Ok(Answer::Done),
+            Err(error) => Err(fault::about(
+                "Internal VMM error: The power button cannot be pressed",
+                &error,
+            )),
+        },
+        R::PatchNetworkInterface(update) => patch_interface(guest, document, &update),
+        R::PatchBalloon(update) => {
+            let balloon = guest.targets.handles.balloon.as_ref();
+            let balloon = balloon.ok_or_else(fault::no_balloon)?;
+            balloon
+                .set(update.amount_mib)
+                .map_err(|error| fault::about("Balloon update error", &error))?;
+            if let Some(section) = &mut document.balloon {
+                section.amount_mib = update.amount_mib;
+            }
+            Ok(Answer::Done)
+        }
+        R::GetBalloonStatistics => balloon_statistics(guest),
+        R::PatchBalloonStatistics(update) => {
+            let seconds = update.stats_polling_interval_s;
+            let balloon = guest.targets.handles.balloon.as_ref();
+            balloon
+                .ok_or_else(fault::no_balloon)?
+                .set_interval(seconds)
+                .map_err(|error| fault::about("Balloon update error", &error))?;
+            if let Some(section) = &mut document.balloon {
+                section.stats_polling_interval_s = seconds;
+            }
+            Ok(Answer::Done)
+        }
+        R::CreateSnapshot(_) => Err(Fault::not_supported(
+            "snapshots, until this VMM has a store for them",
+        )),
+        _ => Err(Fault::after_start()),
+    }
+}
+
+fn balloon_statistics(guest: &Running) -> Outcome {
+    let balloon = guest.targets.handles.balloon.as_ref();
+    let latest = balloon
+        .ok_or_else(fault::no_balloon)?
+        .statistics()
+        .map_err(|error| fault::about("Balloon config error", &error))?;
+    Answer::json(&by_firecrackers_names(&latest))
+}
+
+fn patch_interface(
+    guest: &Running,
+    document: &mut Document,
+    update: &NetworkInterfaceUpdate,
+) -> Outcome {
+    const WHAT: &str = "Network config error";
+    let id = &update.iface_id;
+    let unknown = || Fault::new(format!("{WHAT}: There is no network interface \"{id}\""));
+    let mut all = document.network_interfaces.iter_mut();
+    let section = all.find(|interface| interface.iface_id == *id);
+    let section = section.ok_or_else(unknown)?;
+    let handle = guest.targets.handles.devices.net(id).ok_or_else(unknown)?;
+    for (update, now, control) in [
+        (
+            update.rx_rate_limiter,
+            &mut section.rx_rate_limiter,
+            &handle.receive,
+        ),
+        (
+            update.tx_rate_limiter,
+            &mut section.tx_rate_limiter,
+            &handle.transmit,
+        ),
+    ] {
+        if let Some(update) = update {
+            let limits = now.unwrap_or_default().updated(update);
+            control
+                .set(rate_limiter::read(Some(limits)).into())
+                .map_err(|error| fault::about(WHAT, &error))?;
+            *now = Some(limits);
+        }
+    }
+    Ok(Answer::Done)
+}
