@@ -8,6 +8,7 @@
 )]
 
 mod guest;
+mod hotplug;
 mod process;
 
 use guest::Code;

@@ -184,6 +184,54 @@ impl Code {
         self.bytes(&[0x66, 0xba, 0x04, 0x06, 0xed, 0xa8, 0x01, 0x74, 0xfb])
     }
 
+    /// Aims the data port of PCI configuration space.
+    fn config(self, slot: u8, register: u8) -> Self {
+        let address = 0x8000_0000 | u32::from(slot) << 11 | u32::from(register);
+        self.out_long(0xcf8, address)
+    }
+
+    /// mov dword [address], value
+    fn store(self, address: u32, value: u32) -> Self {
+        self.bytes(&[0xc7, 0x05])
+            .bytes(&address.to_le_bytes())
+            .bytes(&value.to_le_bytes())
+    }
+
+    /// mov dx, port; wait: in eax, dx; test eax, eax; jz wait; out dx, eax
+    fn hear(self, port: u16) -> Self {
+        let [low, high] = port.to_le_bytes();
+        self.bytes(&[0x66, 0xba, low, high, 0xed, 0x85, 0xc0, 0x74, 0xfb, 0xef])
+    }
+
+    /// mov dx, 0xcfc; in eax, dx; mov dx, 0x3f8; out dx, al
+    fn print_config_byte(self) -> Self {
+        self.bytes(&[0x66, 0xba, 0xfc, 0x0c, 0xed, 0x66, 0xba, 0xf8, 0x03, 0xee])
+    }
+
+    /// For ever: hears of a virtio device at `slot`, says the first byte of its identity, switches its memory, its first
+    /// interrupt vector and its first doorbell on, rings that, hears that the device shall go, lets it go, and says the
+    /// first byte of the identity of what is there then.
+    pub fn obey_hotplug(self, slot: u8) -> Self {
+        let bar = 0xd800_0000 + u32::from(slot) * 0x8000;
+        let start = self.0.len();
+        // The registers "up", "down" and "eject".
+        let code = self.hear(0x620).config(slot, 0).print_config_byte();
+        let code = code.config(slot, 4).out_long(0xcfc, 2);
+        let code = code
+            .store(bar + 0x3000, 0xfee0_0000)
+            .store(bar + 0x3008, 0x41)
+            .store(bar + 0x300c, 0);
+        // MSI-X is the fifth capability of a disk, and the fifth of a network interface.
+        let code = code.config(slot, 0x84).out_long(0xcfc, 0x8000_0000);
+        let code = code.store(bar + 0x6000, 0);
+        let code = code.hear(0x624).bytes(&[0x66, 0xba, 0x28, 0x06, 0xef]);
+        let code = code.config(slot, 0).print_config_byte();
+        // jmp start
+        let back = u32::try_from(code.0.len() + 5 - start).unwrap();
+        code.bytes(&[0xe9])
+            .bytes(&back.wrapping_neg().to_le_bytes())
+    }
+
     /// cli; again: hlt; jmp again
     pub fn halt(self) -> Self {
         self.bytes(&[0xfa, 0xf4, 0xeb, 0xfd])

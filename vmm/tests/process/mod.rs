@@ -86,9 +86,59 @@ fn place_control_socket(fd: i32) -> std::io::Result<()> {
 }
 
 fn start(config: &Config, actions: &[&str], input: &[u8], arguments: &[&str]) -> Run {
+    converse(config, arguments, input, |event, parent| {
+        if event["event"] == "running" {
+            actions.iter().for_each(|action| parent.say(action));
+        }
+    })
+}
+
+/// The parent's end of a VMM's control socket.
+pub struct Parent {
+    socket: UnixStream,
+    child: u32,
+}
+
+impl Parent {
+    /// Sends one action.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.socket, "{line}").unwrap();
+    }
+
+    /// How many files, events and sockets the VMM has open.
+    pub fn descriptors(&self) -> usize {
+        self.count("fd")
+    }
+
+    /// How many threads the VMM has.
+    pub fn threads(&self) -> usize {
+        self.count("task")
+    }
+
+    fn count(&self, what: &str) -> usize {
+        let folder = format!("/proc/{}/{what}", self.child);
+        std::fs::read_dir(folder).unwrap().count()
+    }
+}
+
+/// Runs a guest; `answer` says what to do at each event.
+pub fn talk(
+    config: &Config,
+    arguments: &[&str],
+    answer: impl FnMut(&serde_json::Value, &mut Parent),
+) -> Run {
+    converse(config, arguments, b"", answer)
+}
+
+fn converse(
+    config: &Config,
+    arguments: &[&str],
+    input: &[u8],
+    mut answer: impl FnMut(&serde_json::Value, &mut Parent),
+) -> Run {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &config.text).unwrap();
-    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"));
     command
         .args([
@@ -113,15 +163,15 @@ fn start(config: &Config, actions: &[&str], input: &[u8], arguments: &[&str]) ->
 
     let mut events = Vec::new();
     let reader = BufReader::new(ours.try_clone().unwrap());
+    let mut parent = Parent {
+        socket: ours,
+        child: child.id(),
+    };
     for line in reader.lines() {
         // A VMM that ends with actions unread resets the connection.
         let Ok(line) = line else { break };
         let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-        if event["event"] == "running" {
-            for action in actions {
-                writeln!(ours, "{action}").unwrap();
-            }
-        }
+        answer(&event, &mut parent);
         events.push(event);
     }
     let mut stdout = Vec::new();

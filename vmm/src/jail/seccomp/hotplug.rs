@@ -32,6 +32,7 @@ pub const RULES: &[Rule] = &[
     call!(SYS_clock_nanosleep, "an image's lock is waited for"),
     call!(SYS_pread64, "the header of a qcow2 image"),
     call!(SYS_eventfd2, "events of a new device"),
+    call!(SYS_getrandom, "keys of a new device's hash tables"),
     call!(SYS_epoll_create1, "the loop of a new device's thread"),
     call!(SYS_timerfd_create, "rate limits of a new device"),
     call!(SYS_io_uring_setup, "a disk's queue of work that waits"),
