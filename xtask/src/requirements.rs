@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 18] = [
+const ALWAYS: [Requirement; 19] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -58,6 +58,11 @@ const ALWAYS: [Requirement; 18] = [
         "qemu-img",
         "qemu-utils",
         "makes and checks the disk images of tests",
+    ),
+    program(
+        "acpiexec",
+        "acpica-tools",
+        "runs the guests' ACPI tables in tests",
     ),
     program("gcc", "gcc", KERNEL),
     program("make", "make", KERNEL),

@@ -6,7 +6,7 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Arg, Device, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If,
-    Local, Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace, Path, Store,
+    Local, Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace, Path, Store, ZERO,
 };
 use devices::pci::{SLOTS, hotplug};
 
@@ -100,7 +100,7 @@ fn notifier(slots: &[usize]) -> Box<dyn Aml> {
             let device = slot_name(*slot).as_str().into();
             let device: Path = device;
             let notify = Made::boxed(&Notify::new(&device, &Arg(1)));
-            let asked = Made::boxed(&And::new(&Local(0), &Arg(0), &mask(*slot)));
+            let asked = Made::boxed(&And::new(&ZERO, &Arg(0), &mask(*slot)));
             Made::boxed(&If::new(&*asked, vec![&*notify]))
         })
         .collect();
