@@ -34,6 +34,7 @@ mod logger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod mmds;
 mod msi;
 mod output;
 mod pci;

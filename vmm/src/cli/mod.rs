@@ -27,8 +27,8 @@ use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
 use crate::logger::{self, LogError, chain};
-use crate::metrics;
 use crate::terminal;
+use crate::{metrics, mmds};
 
 /// An error and the exit code for it.
 #[derive(Debug)]
@@ -96,11 +96,7 @@ fn report(id: &str, failure: &Failure, events: Option<Events>) -> ExitCode {
 }
 
 fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<ExitReason, Failure> {
-    for (flag, given) in [
-        ("--describe-snapshot", args.describe_snapshot.is_some()),
-        ("--metadata", args.metadata.is_some()),
-        ("--mmds-size-limit", args.mmds_size_limit.is_some()),
-    ] {
+    for (flag, given) in [("--describe-snapshot", args.describe_snapshot.is_some())] {
         if given {
             return Err(Failure::arguments(format!("{flag} is not supported yet")));
         }
@@ -123,6 +119,13 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
     if let Some(path) = args.metrics_path.as_ref().or(path) {
         let opened = metrics::process().write_to(path);
         opened.map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
+    }
+    let limit = args.mmds_size_limit;
+    let limit = limit.unwrap_or(args.http_api_max_payload_size);
+    mmds::process().store().set_limit(limit);
+    if let Some(path) = &args.metadata {
+        mmds::load(mmds::process(), path)
+            .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?;
     }
     let startup = &metrics::process().api.server;
     startup.process_startup_time_us.set(start.elapsed_us());

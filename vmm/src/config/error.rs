@@ -10,6 +10,8 @@ use std::path::PathBuf;
     reason = "the message of each variant describes it and its values"
 )]
 pub enum ConfigError {
+    #[error(transparent)]
+    Mmds(#[from] crate::mmds::ConfigError),
     #[error("Cannot read the configuration file {path}", path = .path.display())]
     Read {
         path: PathBuf,

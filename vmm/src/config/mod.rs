@@ -30,6 +30,8 @@ pub use pmem::PmemConfig;
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 pub use vsock::VsockConfig;
 
+use crate::mmds;
+
 /// Most virtio devices one guest can have: one device number on the PCI bus each, but for that of the host bridge. On
 /// MMIO there are fewer interrupt lines.
 pub const MAX_VIRTIO_DEVICES: usize = devices::pci::SLOTS - 1;
@@ -63,6 +65,8 @@ pub struct VmConfig {
     pub fs: Vec<FsConfig>,
     /// The limits of the guest's virtio entropy device, if it has one.
     pub entropy: Option<RateLimiterConfig>,
+    /// How the guest reaches its metadata, if it does.
+    pub mmds: Option<mmds::Config>,
 }
 
 impl VmConfig {

@@ -38,6 +38,7 @@ use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
 use crate::machine::{EventLoop, MachineError, Running};
 use crate::metrics;
+use crate::mmds::{self, StoreError};
 use crate::terminal::RawMode;
 
 /// What can be asked for on the control socket.
@@ -132,9 +133,16 @@ impl Controller {
                 Order::Changed(change) => self.changed(change),
                 Order::Api(request, reply) => {
                     self.forget_removed();
-                    if let Err(request) = self.plug(*request, &reply) {
-                        // Who asked may be gone.
-                        let _ = reply.send(self.handle(*request));
+                    let counters = metrics::process().api.counters(&request);
+                    match self.plug(*request, &reply) {
+                        // How it ends is known later.
+                        Ok(()) => counters.count(true),
+                        Err(request) => {
+                            let outcome = self.handle(*request);
+                            counters.count(outcome.is_ok());
+                            // Who asked may be gone.
+                            let _ = reply.send(outcome);
+                        }
                     }
                 }
             }
@@ -171,9 +179,9 @@ impl Controller {
                 None => Err(fault::no_balloon()),
             },
             R::NotSupported(what) => Err(Fault::not_supported(what)),
-            R::GetMmds | R::PutMmds(_) | R::PatchMmds(_) => {
-                Err(Fault::not_supported("the metadata service, MMDS"))
-            }
+            R::GetMmds => Ok(Answer::Json(mmds::process().store().get().clone())),
+            R::PutMmds(data) => metadata_changed(mmds::process().store().put(data)),
+            R::PatchMmds(patch) => metadata_changed(mmds::process().store().patch(&patch)),
             R::GetMetrics => Ok(Answer::Json(metrics::process().snapshot().to_json())),
             R::PutAction(ApiAction::FlushMetrics) => self.flush_metrics(),
             request => match &mut self.guest {
@@ -208,6 +216,13 @@ impl Controller {
             state,
             vmm_version: env!("CARGO_PKG_VERSION").into(),
         }
+    }
+}
+
+fn metadata_changed(result: Result<(), StoreError>) -> Outcome {
+    match result {
+        Ok(()) => Ok(Answer::Done),
+        Err(error) => Err(Fault::new(error.to_string())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the API counts. Whoever answers a request counts it here, by its kind.
 
+use api::Request;
 use devices::metrics::{Counter, Gauge, Metrics};
 
 devices::metrics! {
@@ -155,7 +156,66 @@ pub struct ApiMetrics {
     pub delete: DeleteMetrics,
 }
 
+/// What counts a request, and its failure.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestCounters<'a> {
+    count: &'a Counter,
+    fails: &'a Counter,
+}
+
+impl RequestCounters<'_> {
+    /// The request is answered.
+    pub fn count(self, succeeded: bool) {
+        self.count.count();
+        if !succeeded {
+            self.fails.count();
+        }
+    }
+}
+
 impl ApiMetrics {
+    /// What counts `request`.
+    pub fn counters(&self, request: &Request) -> RequestCounters<'_> {
+        use Request as R;
+        let Self {
+            get,
+            put,
+            patch,
+            delete,
+            ..
+        } = self;
+        let (count, fails) = match request {
+            R::GetInstance => (&get.instance_info_count, &get.fails),
+            R::GetVersion => (&get.vmm_version_count, &get.fails),
+            R::GetMachineConfig => (&get.machine_cfg_count, &get.fails),
+            R::GetMmds => (&get.mmds_count, &get.fails),
+            R::GetVmConfig | R::GetBalloon | R::GetBalloonStatistics | R::GetMetrics => {
+                (&get.other_count, &get.fails)
+            }
+            R::PutAction(_) => (&put.actions_count, &put.actions_fails),
+            R::PutBootSource(_) => (&put.boot_source_count, &put.boot_source_fails),
+            R::PutDrive(_) => (&put.drive_count, &put.drive_fails),
+            R::PutLogger(_) => (&put.logger_count, &put.logger_fails),
+            R::PutMachineConfig(_) => (&put.machine_cfg_count, &put.machine_cfg_fails),
+            R::PutMetrics(_) => (&put.metrics_count, &put.metrics_fails),
+            R::PutNetworkInterface(_) => (&put.network_count, &put.network_fails),
+            R::PutMmds(_) | R::PutMmdsConfig(_) => (&put.mmds_count, &put.mmds_fails),
+            R::PutVsock(_) => (&put.vsock_count, &put.vsock_fails),
+            R::PutPmem(_) => (&put.pmem_count, &put.pmem_fails),
+            R::PutSerial(_) => (&put.serial_count, &put.serial_fails),
+            R::PatchDrive(_) => (&patch.drive_count, &patch.drive_fails),
+            R::PatchNetworkInterface(_) => (&patch.network_count, &patch.network_fails),
+            R::PatchMachineConfig(_) => (&patch.machine_cfg_count, &patch.machine_cfg_fails),
+            R::PatchMmds(_) => (&patch.mmds_count, &patch.mmds_fails),
+            R::PatchVm(_) | R::PatchBalloon(_) | R::PatchBalloonStatistics(_) => {
+                (&patch.other_count, &patch.other_fails)
+            }
+            R::DeleteDrive(_) | R::DeleteNetworkInterface(_) => (&delete.count, &delete.fails),
+            _ => (&put.other_count, &put.other_fails),
+        };
+        RequestCounters { count, fails }
+    }
+
     pub(super) fn groups(&self) -> [(&'static str, &dyn Metrics); 6] {
         [
             ("api_server", &self.server),

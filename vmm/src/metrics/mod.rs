@@ -25,7 +25,7 @@ use devices::metrics::{
 };
 use devices::virtio::device::VirtioDevice;
 
-pub use self::api::{ApiMetrics, ApiServerMetrics};
+pub use self::api::{ApiMetrics, ApiServerMetrics, RequestCounters};
 use self::output::Output;
 pub use self::output::OutputError;
 pub use self::snapshot::Snapshot;

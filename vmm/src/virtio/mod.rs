@@ -32,10 +32,10 @@ use crate::events::Events;
 use crate::hotplug::DeviceId;
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
-use crate::metrics;
 use crate::output::Output;
 use crate::pci::PciLayout;
 use crate::vm::{Vm, VmError};
+use crate::{metrics, mmds};
 
 /// Why a virtio device cannot be made or placed.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,12 @@ pub enum VirtioError {
         id: String,
         #[source]
         source: devices::virtio::net::tap::TapError,
+    },
+    #[error("Cannot serve metadata on network interface \"{id}\"")]
+    Metadata {
+        id: String,
+        #[source]
+        source: io::Error,
     },
     #[error("Cannot open the socket of the guest's vsock device")]
     Socket(#[source] listener::SocketError),
@@ -266,6 +272,9 @@ pub fn make(
 ) -> Result<(Vec<Made>, Handles), VirtioError> {
     let mut devices = Vec::new();
     let mut handles = Handles::default();
+    if let Some(config) = &config.mmds {
+        mmds::process().configure(config.clone());
+    }
     for drive in &config.drives {
         let made = make_drive(drive, config.vcpus)?;
         devices.push(handles.devices.keep(made));

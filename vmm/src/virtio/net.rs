@@ -1,12 +1,12 @@
 //! Network interfaces: from the configuration to the device.
 
 use devices::rate_limiter::LimitsControl;
-use devices::virtio::net::{Net, NetOptions, Tap};
+use devices::virtio::net::{Interceptor, Net, NetOptions, Tap};
 
 use super::tap;
 use super::{VirtioError, rate_limiter};
 use crate::config::{NetConfig, TapSource};
-use crate::metrics;
+use crate::{metrics, mmds};
 
 /// What can be done with an interface while a guest has it.
 #[derive(Clone)]
@@ -32,12 +32,16 @@ pub(super) fn make(net: &NetConfig) -> Result<(Net, Handle), VirtioError> {
         receive: receive_limiter.control(),
         transmit: transmit_limiter.control(),
     };
+    let metadata = mmds::process().endpoint(&net.id).map_err(|source| {
+        let id = id();
+        VirtioError::Metadata { id, source }
+    })?;
     let options = NetOptions {
         mac: net.address().bytes(),
         mtu: net.mtu,
         receive_limiter,
         transmit_limiter,
-        interceptor: None,
+        interceptor: metadata.map(|endpoint| Box::new(endpoint) as Box<dyn Interceptor>),
     };
     let device = Net::new(Box::new(backend), options);
     metrics::process().watch("net", Some(&net.id), &device);

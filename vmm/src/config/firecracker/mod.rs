@@ -22,6 +22,7 @@ use api::model::{Document, Serial};
 use serde_json::Value;
 
 use super::{BootConfig, BootProtocol, ConfigError, VmConfig};
+use crate::mmds;
 
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -105,16 +106,13 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
     ] {
         refuse(what, value.as_ref())?;
     }
-    for (what, asks) in [
-        ("mmds-config", document.mmds_config.is_some()),
-        (
-            "serial",
-            document
-                .serial
-                .as_ref()
-                .is_some_and(|serial| *serial != Serial::default()),
-        ),
-    ] {
+    for (what, asks) in [(
+        "serial",
+        document
+            .serial
+            .as_ref()
+            .is_some_and(|serial| *serial != Serial::default()),
+    )] {
         if asks {
             return Err(ConfigError::NotSupportedYet { what });
         }
@@ -127,6 +125,10 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
     drives.sort_by_key(|drive| !drive.is_root);
     let interfaces = document.network_interfaces.iter();
     let entropy = document.entropy.as_ref();
+    let names = document.network_interfaces.iter();
+    let names: Vec<_> = names.map(|net| net.iface_id.as_str()).collect();
+    let mmds = document.mmds_config.as_ref();
+    let mmds = mmds.map(|asked| mmds::Config::check(asked, &names));
     let vm = VmConfig {
         vcpus,
         cpu,
@@ -143,6 +145,7 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
         pmem: document.pmem.iter().map(pmem::read).collect(),
         fs: document.fs.iter().map(fs::read).collect(),
         entropy: entropy.map(|entropy| rate_limiter::read(entropy.rate_limiter)),
+        mmds: mmds.transpose()?,
     };
     vm.check()?;
     Ok(vm)

@@ -72,12 +72,25 @@ fn a_full_file_of_firecracker_is_understood() {
 
 #[test]
 fn sections_to_come_are_named_when_they_ask_for_something() {
-    let text = with(r#""mmds-config": {"network_interfaces": []}"#);
+    let text = with(r#""memory-hotplug": {"total_size_mib": 1}"#);
     let text = text.unwrap_err().to_string();
     assert!(
-        text.starts_with("mmds-config is not supported yet"),
+        text.starts_with("memory-hotplug is not supported yet"),
         "{text}"
     );
+}
+
+#[test]
+fn metadata_are_served_by_interfaces_that_there_are() {
+    let net = r#""network-interfaces": [{"iface_id": "eth0", "host_dev_name": "t"}]"#;
+    let served = |by: &str| {
+        let mmds = format!(r#""mmds-config": {{"network_interfaces": ["{by}"], "version": "V2"}}"#);
+        with(&format!("{net}, {mmds}"))
+    };
+    let config = served("eth0").unwrap().vm.mmds.unwrap();
+    assert_eq!(config.interfaces, ["eth0"]);
+    let error = served("eth1").unwrap_err().to_string();
+    assert!(error.contains("\"eth1\""), "{error}");
 }
 
 #[test]
