@@ -4,6 +4,8 @@
 pub const KVM_RUN: u32 = 0xae80;
 /// Reads a vCPU's general registers.
 pub const KVM_GET_REGS: u32 = 0x8090_ae81;
+/// Says that a vCPU was paused.
+pub const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 /// Routes interrupts.
 pub const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 /// Connects an event with an interrupt.

@@ -1,13 +1,19 @@
 //! A vCPU's thread: it runs the guest, and does what a device's registers ask for at once.
 
 use super::requests::{
-    KVM_GET_REGS, KVM_IOEVENTFD, KVM_IRQFD, KVM_RUN, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD,
+    KVM_GET_REGS, KVM_IOEVENTFD, KVM_IRQFD, KVM_KVMCLOCK_CTRL, KVM_RUN, KVM_SET_GSI_ROUTING,
+    TUNSETOFFLOAD,
 };
 use super::rule::{Rule, call, is};
 
 /// Beside [`common`](super::common).
 pub const RULES: &[Rule] = &[
     call!(SYS_ioctl, "the guest runs").when(&[is(1, KVM_RUN)]),
+    call!(
+        SYS_ioctl,
+        "the guest learns by its clock that it was paused"
+    )
+    .when(&[is(1, KVM_KVMCLOCK_CTRL)]),
     call!(SYS_ioctl, "where the guest was, when KVM gives up on it")
         .when(&[is(1, KVM_GET_REGS)])
         .rare("KVM gives up on guests that only a broken host makes"),
