@@ -6,6 +6,7 @@ mod balloon;
 mod default_machine;
 mod disks;
 mod hostile;
+mod hotplug;
 mod loaders;
 mod network;
 mod shell;
