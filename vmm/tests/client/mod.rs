@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use api::testing::Contract;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -19,6 +20,8 @@ pub struct Vmm {
     pub stdin: Option<ChildStdin>,
     pub stdout: ChildStdout,
     client: UnixStream,
+    /// What is published: no answer may be anything else.
+    contract: Contract,
 }
 
 impl Vmm {
@@ -41,6 +44,7 @@ impl Vmm {
             stdin,
             stdout,
             client,
+            contract: Contract::new(),
         }
     }
 
@@ -57,7 +61,10 @@ impl Vmm {
     /// Sends a request; gives the status and the body.
     pub fn ask(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
         send(&mut self.client, method, path, body);
-        receive(&mut self.client)
+        let (status, answer) = receive(&mut self.client);
+        let checked = self.contract.check_answer(method, path, status, &answer);
+        checked.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        (status, answer)
     }
 
     pub fn get(&mut self, path: &str) -> Value {
