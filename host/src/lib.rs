@@ -10,6 +10,7 @@
 //! One thread runs the supervisor's event loop and owns all state; short-lived threads read flash and wait for disks.
 
 pub mod address;
+pub mod cgroups;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -6,9 +6,10 @@
     reason = "maps memory at an alignment that the standard mapping calls do not offer"
 )]
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::ptr;
 
 use devices::memory::GuestRegion;
@@ -18,11 +19,21 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::MemorySize;
+use crate::jail::opened;
 use crate::layout::{GAP_END, GAP_START, KIB, MIB};
 
 pub use devices::memory::GuestMemory;
 
 /// Alignment that lets the host back RAM with 2 MiB pages, and the guest's nested page tables with large entries.
+/// Where the host says how much memory it has.
+const MEMINFO: &str = "/proc/meminfo";
+
+/// Looks for a later [`allocate`] how much memory the host has.
+pub fn open_ahead() {
+    // A host without /proc cannot be asked.
+    let _ = opened::keep_file(Path::new(MEMINFO), false);
+}
+
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Why guest memory could not be made.
@@ -148,7 +159,10 @@ fn map_region(base: u64, bytes: u64, file: Option<File>) -> Result<GuestRegion, 
 
 /// Memory of the host in KiB: total, available.
 fn host_memory() -> Option<(u64, u64)> {
-    parse_meminfo(&fs::read_to_string("/proc/meminfo").ok()?)
+    let mut text = String::new();
+    let mut file = opened::file(Path::new(MEMINFO), false).ok()?;
+    file.read_to_string(&mut text).ok()?;
+    parse_meminfo(&text)
 }
 
 fn parse_meminfo(text: &str) -> Option<(u64, u64)> {

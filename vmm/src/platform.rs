@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,7 @@ use vm_memory::GuestAddress;
 use crate::acpi::{GED_PORT, POWER_PORT, WATCHDOG_PORT};
 use crate::events::Events;
 use crate::exit::ExitReason;
+use crate::jail::opened;
 use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::layout::{GED_IRQ, GENERATION_ID};
@@ -123,10 +125,18 @@ pub fn output(seccomp: &Seccomp) -> Result<Output, PlatformError> {
         .map_err(PlatformError::Serial)
 }
 
+/// What has no bytes.
+const NULL: &str = "/dev/null";
+
+/// Opens what a later [`serial_input`] of a port without input needs.
+pub fn open_ahead() -> Result<(), PlatformError> {
+    opened::keep_file(Path::new(NULL), false).map_err(PlatformError::Serial)
+}
+
 /// What is typed into the serial port: standard input, unless somebody else has it.
 pub fn serial_input(taken: bool) -> Result<File, PlatformError> {
     let input = if taken {
-        File::open("/dev/null")
+        opened::file(Path::new(NULL), false)
     } else {
         duplicate(&io::stdin())
     };

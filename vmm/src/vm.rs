@@ -2,6 +2,8 @@
 #![expect(unsafe_code, reason = "hands guest memory to KVM by address")]
 
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -11,6 +13,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::VcpuCount;
+use crate::jail::opened::{self, Kind};
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
 use crate::msi::{Doorbells, MsiRoutes, MsiVectors};
@@ -18,6 +21,16 @@ use crate::virtio::pmem::Region;
 
 /// The KVM API version that every kernel since 2.6.22 has.
 const API_VERSION: i32 = 12;
+
+/// Where the host has KVM.
+const DEVICE: &str = "/dev/kvm";
+
+/// Opens KVM for a later [`Vm::new`].
+pub fn open_ahead() -> Result<(), VmError> {
+    opened::keep_file(Path::new(DEVICE), true).map_err(|error| {
+        VmError::Open(errno::Error::new(error.raw_os_error().unwrap_or(libc::EIO)))
+    })
+}
 
 /// What the VMM cannot do without.
 const REQUIRED: [(Cap, &str); 9] = [
@@ -74,6 +87,15 @@ fn open_hint(error: errno::Error) -> &'static str {
     }
 }
 
+/// KVM, which may have been opened already.
+fn open() -> Result<Kvm, errno::Error> {
+    match opened::take(Kind::Write, DEVICE) {
+        // SAFETY: it is open, is KVM, and nobody else's.
+        Some(device) => Ok(unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }),
+        None => Kvm::new(),
+    }
+}
+
 fn kvm_error(what: &'static str) -> impl Fn(errno::Error) -> VmError {
     move |source| VmError::Kvm { what, source }
 }
@@ -90,7 +112,7 @@ pub struct Vm {
 impl Vm {
     /// Makes a VM with `memory`, an in-kernel interrupt controller, and room for `vcpus`.
     pub fn new(memory: &GuestMemory, vcpus: VcpuCount) -> Result<Self, VmError> {
-        let kvm = Kvm::new().map_err(VmError::Open)?;
+        let kvm = open().map_err(VmError::Open)?;
         check(&kvm, vcpus)?;
         let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -20,6 +20,7 @@ use nix::unistd::{Pid, setsid};
 use serde_json::json;
 use thiserror::Error;
 
+use crate::cgroups;
 use crate::clock;
 use crate::config::{GuestConfig, Transport};
 use crate::images::Prepared;
@@ -93,8 +94,13 @@ pub fn launch<'t>(
         .arg(&path)
         .args(["--start-time-us", &start_time_us.to_string()])
         .args((guest.transport == Transport::Pci).then_some("--enable-pci"))
+        .arg("--jail")
         .env_clear()
         .current_dir("/");
+    // Without one the VMM says in its log that it is not limited.
+    if let Ok(cgroup) = cgroups::folder(&guest.name) {
+        command.arg("--jail-cgroup").arg(cgroup);
+    }
     spawn(&mut command).map_err(|source| LaunchError::Spawn {
         program: program.to_owned(),
         source,

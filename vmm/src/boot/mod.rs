@@ -28,6 +28,7 @@ use std::path::Path;
 use linux_loader::loader::bootparam::setup_header;
 
 use crate::config::{BootConfig, BootProtocol};
+use crate::jail::opened;
 use crate::layout::HIGH_RAM;
 use crate::memory::{self, GuestMemory};
 
@@ -69,6 +70,20 @@ pub struct LoadedKernel {
     pub setup_header: Option<setup_header>,
     /// The highest address an initrd may end at (exclusive).
     pub initrd_limit: u64,
+}
+
+/// Opens what a later [`load`] of the same configuration looks for.
+pub fn open_ahead(config: &BootConfig) -> Result<(), BootError> {
+    for path in [Some(&config.kernel), config.initrd.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        opened::keep_file(path, false).map_err(|source| BootError::Open {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Loads kernel, initrd and command line, writes the structures that the kernel reads at its entry, and says where
@@ -191,7 +206,7 @@ fn kernel_place(path: &Path, place: Range<u64>, ram: u64) -> Result<Range<u64>, 
 }
 
 fn open(path: &Path) -> Result<File, BootError> {
-    let file = File::open(path).map_err(|source| BootError::Open {
+    let file = opened::file(path, false).map_err(|source| BootError::Open {
         path: path.into(),
         source,
     })?;

@@ -94,6 +94,18 @@ pub(super) struct Args {
     #[arg(long, value_name = "US", hide = true)]
     pub(super) parent_cpu_time_us: Option<u64>,
 
+    /// Run in a jail: namespaces of its own, an empty root folder, no capabilities
+    #[arg(long)]
+    pub(super) jail: bool,
+
+    /// In the jail, this folder is "/": paths that come later are below it
+    #[arg(long, value_name = "DIR", requires = "jail")]
+    pub(super) jail_root: Option<PathBuf>,
+
+    /// Limit the guest by this folder of cgroup v2, which is its alone
+    #[arg(long, value_name = "DIR", requires = "jail")]
+    pub(super) jail_cgroup: Option<PathBuf>,
+
     /// Filter no system calls
     #[arg(long)]
     pub(super) no_seccomp: bool,

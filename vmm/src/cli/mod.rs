@@ -1,6 +1,7 @@
 //! The command line: what to run, and how.
 
 mod args;
+mod confine;
 mod descriptor;
 
 use std::error::Error;
@@ -74,7 +75,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     // A copy for what goes wrong before the machine has its own.
     let early = control.as_ref().and_then(|socket| socket.try_clone().ok());
-    match run(&args, start, control) {
+    match run(&args, start, control, early.as_ref()) {
         Ok(reason) => ExitCode::from(&reason),
         Err(failure) => report(
             &args.id,
@@ -95,23 +96,39 @@ fn report(id: &str, failure: &Failure, events: Option<Events>) -> ExitCode {
     ExitCode::from(failure.code)
 }
 
-fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<ExitReason, Failure> {
+fn run(
+    args: &Args,
+    start: StartTime,
+    control: Option<UnixStream>,
+    early: Option<&UnixStream>,
+) -> Result<ExitReason, Failure> {
     for (flag, given) in [("--describe-snapshot", args.describe_snapshot.is_some())] {
         if given {
             return Err(Failure::arguments(format!("{flag} is not supported yet")));
         }
     }
-    // Before all that takes time: a client may connect, and waits for its answer.
-    let api = match args.no_api {
-        true => None,
-        false => Some(bind(args)?),
-    };
     let document = match &args.config_file {
         Some(path) => Some(
             firecracker::load(path)
                 .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?,
         ),
         None => None,
+    };
+    let config = match &document {
+        Some(document) if args.jail => Some(
+            firecracker::guest(document, args.enable_pci)
+                .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?,
+        ),
+        _ => None,
+    };
+    if args.jail {
+        let kept = confine::numbers(control.iter().chain(early));
+        confine::close_others(&kept, config.as_ref())?;
+    }
+    // Before all that takes time: a client may connect, and waits for its answer.
+    let api = match args.no_api {
+        true => None,
+        false => Some(bind(args)?),
     };
     open_log(args, document.as_ref())?;
     let section = document.as_ref().and_then(|all| all.metrics.as_ref());
@@ -132,6 +149,9 @@ fn run(args: &Args, start: StartTime, control: Option<UnixStream>) -> Result<Exi
     startup.process_startup_time_cpu_us.set(start.cpu_us());
     if let Some(socket) = &control {
         seccomp::set_parent(socket.as_raw_fd());
+    }
+    if args.jail {
+        confine::enter(args, config.as_ref(), early)?;
     }
     let (control, event_socket) = split(control)?;
     let events = Arc::new(Events::new(event_socket, start));

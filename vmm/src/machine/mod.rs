@@ -24,6 +24,7 @@ use crate::device_thread::{DeviceThread, ThreadError};
 use crate::events::Events;
 use crate::exit::ExitReason;
 use crate::hotplug::{Connections, Hotplug};
+use crate::jail::opened;
 use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::memory::{self, MemoryError};
@@ -34,7 +35,7 @@ use crate::platform::{self, PlatformError};
 use crate::stats::VcpuStats;
 use crate::vcpu::{self, Buses, Gate, Setting, VcpuError};
 use crate::virtio::{self, Places, Thread, VirtioError};
-use crate::vm::{Vm, VmError};
+use crate::vm::{self, Vm, VmError};
 
 /// Why a guest cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,19 @@ pub struct Machine {
     output: Output,
     watchdog: Arc<Mutex<Watchdog>>,
     targets: Targets,
+}
+
+/// Opens what the host has for every guest: for a jail that closes before it is known what runs there.
+pub fn open_host_ahead() -> Result<(), MachineError> {
+    vm::open_ahead()?;
+    memory::open_ahead();
+    Ok(platform::open_ahead()?)
+}
+
+/// Opens all that `config` names, for a jail that closes before [`Machine::new`]. What is hostile is not looked into.
+pub fn open_ahead(config: &VmConfig) -> Result<(), MachineError> {
+    virtio::open_ahead(config)?;
+    Ok(boot::open_ahead(&config.boot)?)
 }
 
 impl Machine {
@@ -223,6 +237,8 @@ impl Machine {
         };
         let exits = Arc::<VcpuMetrics>::default();
         metrics::process().add("vcpu", None, exits.clone());
+        // What was opened for nothing must not stay.
+        opened::forget();
         Ok(Self {
             vm,
             vcpus,

@@ -1,6 +1,6 @@
 //! Disks: from the configuration to the device.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use devices::virtio::block::{Backend, Block, BlockControl, Engine, Options, Qcow
 
 use super::VirtioError;
 use crate::config::{DiskFormat, DriveConfig, DriveQueues, VcpuCount};
+use crate::jail::opened;
 use crate::metrics;
 
 /// Why an image is no disk.
@@ -86,15 +87,34 @@ pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<(Block, Hand
     Ok((block, handle))
 }
 
+/// Opens what [`make`] needs.
+pub(super) fn open_ahead(drive: &DriveConfig) -> Result<(), VirtioError> {
+    opened::keep_file(&drive.path, !drive.read_only).map_err(|source| VirtioError::OpenDrive {
+        id: drive.id.to_string(),
+        path: drive.path.clone(),
+        source,
+    })?;
+    if let DiskFormat::Qcow2 { backing_files } = &drive.format {
+        opened::note(&drive.path);
+        for path in backing_files {
+            // One that does not exist permits nothing; nor does one that no image names matter.
+            opened::note(path);
+            let Ok(path) = opened::canonicalize(path) else {
+                continue;
+            };
+            let _ = opened::keep_file(&path, false);
+        }
+    }
+    Ok(())
+}
+
 fn open(drive: &DriveConfig) -> Result<(File, Identity), VirtioError> {
     let failed = |source| VirtioError::OpenDrive {
         id: drive.id.to_string(),
         path: drive.path.clone(),
         source,
     };
-    let mut options = OpenOptions::new();
-    options.read(true).write(!drive.read_only);
-    let file = options.open(&drive.path).map_err(failed)?;
+    let file = opened::file(&drive.path, !drive.read_only).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let identity = Identity {
         device: metadata.dev(),
@@ -132,7 +152,9 @@ struct Permitted {
 impl Permitted {
     fn new(image: &Path, files: &[PathBuf]) -> Self {
         // Compared by what they are, not by how they are spelt. One that does not exist permits nothing.
-        let files = files.iter().filter_map(|file| fs::canonicalize(file).ok());
+        let files = files
+            .iter()
+            .filter_map(|file| opened::canonicalize(file).ok());
         Self {
             files: files.collect(),
             directory: directory(image),
@@ -143,12 +165,12 @@ impl Permitted {
         let refused = || Qcow2Error::BackingNotPermitted { name: name.into() };
         let path = self.directory.join(name);
         // What is not permitted is not even told from what does not exist.
-        let path = fs::canonicalize(&path).map_err(|_| refused())?;
+        let path = opened::canonicalize(&path).map_err(|_| refused())?;
         if !self.files.contains(&path) {
             return Err(refused());
         }
         self.directory = directory(&path);
-        File::open(&path).map_err(|source| Qcow2Error::BackingOpen {
+        opened::file(&path, false).map_err(|source| Qcow2Error::BackingOpen {
             name: name.into(),
             source,
         })
@@ -156,12 +178,14 @@ impl Permitted {
 }
 
 fn directory(path: &Path) -> PathBuf {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let path = opened::canonicalize(path).unwrap_or_else(|_| path.into());
     path.parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

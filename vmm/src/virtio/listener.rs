@@ -7,6 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::jail::opened::{self, Kind};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// Why nobody can be heard at a path.
@@ -29,10 +30,19 @@ pub enum SocketError {
 pub(super) struct Listener {
     path: PathBuf,
     listener: UnixListener,
+    /// Who is in a jail cannot: the process that waits outside does.
+    removed_by_us: bool,
 }
 
 impl Listener {
     pub(super) fn new(path: &Path) -> Result<Self, SocketError> {
+        if let Some(listener) = opened::take(Kind::Listener, path) {
+            return Ok(Self {
+                path: path.into(),
+                listener: listener.into(),
+                removed_by_us: false,
+            });
+        }
         make_way(path)?;
         let error = |source| SocketError::Listen {
             path: path.into(),
@@ -42,9 +52,23 @@ impl Listener {
         let listener = Self {
             path: path.into(),
             listener,
+            removed_by_us: true,
         };
         listener.listener.set_nonblocking(true).map_err(error)?;
         Ok(listener)
+    }
+
+    /// Listens at `path` for a later [`new`](Self::new).
+    pub(super) fn open_ahead(path: &Path) -> Result<(), SocketError> {
+        let mut listener = Self::new(path)?;
+        listener.removed_by_us = false;
+        let descriptor = listener.listener.try_clone();
+        let descriptor = descriptor.map_err(|source| SocketError::Listen {
+            path: path.into(),
+            source,
+        })?;
+        opened::keep(Kind::Listener, path, descriptor);
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -67,7 +91,9 @@ impl AsRawFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        if self.removed_by_us
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             log::warn!("{} cannot be removed: {error}", self.path.display());
         }
     }

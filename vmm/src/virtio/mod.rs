@@ -26,6 +26,7 @@ use devices::virtio::vhost_user::BackendError;
 use devices::virtio::worker::VirtioWorker;
 
 pub use self::handles::{DeviceHandle, DeviceHandles, Handles};
+use self::listener::Listener;
 use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{DriveConfig, NetConfig, RateLimiterConfig, VcpuCount, VmConfig};
 use crate::events::Events;
@@ -261,6 +262,25 @@ fn fixed_slots(config: &VmConfig) -> u32 {
         .zip(kinds.take(config.virtio_devices()))
         .filter(|(_, fixed)| *fixed)
         .fold(0, |slots, (slot, _)| slots | 1 << slot)
+}
+
+/// Opens what [`make`] will look for, for who has no paths then.
+pub fn open_ahead(config: &VmConfig) -> Result<(), VirtioError> {
+    config.drives.iter().try_for_each(block::open_ahead)?;
+    config.net.iter().try_for_each(net::open_ahead)?;
+    config.pmem.iter().try_for_each(pmem::open_ahead)?;
+    config.fs.iter().try_for_each(fs::open_ahead)?;
+    if let Some(vsock) = &config.vsock {
+        Listener::open_ahead(&vsock.uds_path).map_err(VirtioError::Socket)?;
+    }
+    let ports = config.console.iter().flat_map(|console| &console.ports);
+    for port in ports {
+        Listener::open_ahead(&port.path).map_err(|source| VirtioError::PortSocket {
+            name: port.name.clone(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Makes the devices of `config`, drives first: the order in which the guest numbers them. A terminal prints to `output`;

@@ -6,6 +6,7 @@ use devices::virtio::net::{Interceptor, Net, NetOptions, Tap};
 use super::tap;
 use super::{VirtioError, rate_limiter};
 use crate::config::{NetConfig, TapSource};
+use crate::jail::opened::{self, Kind};
 use crate::{metrics, mmds};
 
 /// What can be done with an interface while a guest has it.
@@ -15,6 +16,16 @@ pub struct Handle {
     pub receive: LimitsControl,
     /// How much it may send.
     pub transmit: LimitsControl,
+}
+
+/// Opens what [`make`] needs.
+pub(super) fn open_ahead(net: &NetConfig) -> Result<(), VirtioError> {
+    if let TapSource::Name(name) = &net.tap {
+        let id = net.id.clone();
+        let file = tap::open(name).map_err(|source| VirtioError::OpenTap { id, source })?;
+        opened::keep(Kind::Tap, name, file);
+    }
+    Ok(())
 }
 
 /// Opens the tap of `net`.

@@ -6,7 +6,7 @@
 //! of KVM and those of this process.
 #![expect(unsafe_code, reason = "maps files and hands the mappings to KVM")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::ptr;
@@ -16,6 +16,7 @@ use devices::virtio::pmem::{Backing, Pmem};
 
 use super::VirtioError;
 use crate::config::{MemorySize, PmemConfig};
+use crate::jail::opened;
 use crate::layout::MIB;
 use crate::metrics;
 use crate::pci::PciLayout;
@@ -82,8 +83,17 @@ pub(super) fn make(pmem: &PmemConfig, places: &mut Places) -> Result<(Pmem, Regi
     Ok((device, region))
 }
 
+/// Opens what [`make`] needs.
+pub(super) fn open_ahead(pmem: &PmemConfig) -> Result<(), VirtioError> {
+    opened::keep_file(&pmem.path, !pmem.read_only).map_err(|source| VirtioError::Pmem {
+        id: pmem.id.clone(),
+        path: pmem.path.clone(),
+        source,
+    })
+}
+
 fn open(path: &Path, read_only: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(!read_only).open(path)
+    opened::file(path, !read_only)
 }
 
 /// Maps `length` bytes of `file`, and zeroes that are nobody's up to `size`. Returns the address, a multiple of 2 MiB.

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::jail::opened::{self, Kind};
 use libc::{c_char, c_int, c_short, ifreq};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
@@ -100,6 +101,9 @@ fn check(result: c_int) -> io::Result<()> {
 
 /// Opens the tap interface `name`. If there is none and this process may, it is made, and lives as long as it is open.
 pub(super) fn open(name: &str) -> Result<File, TapError> {
+    if let Some(tap) = opened::take(Kind::Tap, name) {
+        return Ok(tap.into());
+    }
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true);
     let file = options.custom_flags(libc::O_NONBLOCK).open(TUN);

@@ -145,6 +145,7 @@ fn converse(
             "--id",
             "test",
             "--no-api",
+            "--jail",
             "--control-fd",
             "3",
             "--config-file",

@@ -34,6 +34,11 @@ pub fn set_log(fd: c_int) {
     LOG.store(fd, Ordering::Relaxed);
 }
 
+/// Where last words go.
+pub fn log() -> c_int {
+    LOG.load(Ordering::Relaxed)
+}
+
 /// Last words go to the parent at this descriptor, which stays open.
 pub fn set_parent(fd: c_int) {
     PARENT.store(fd, Ordering::Relaxed);
