@@ -84,7 +84,13 @@ impl ThreadKind {
     pub fn rules(self) -> Vec<Rule> {
         let own = match self {
             Self::Process => {
-                let threads = [Self::Event, Self::Vcpu, Self::Device, Self::Api];
+                let threads = [
+                    Self::Event,
+                    Self::Vcpu,
+                    Self::Device,
+                    Self::Api,
+                    Self::Hotplug,
+                ];
                 let all = threads.into_iter().flat_map(Self::rules);
                 return all.chain(process::RULES.iter().copied()).collect();
             }
