@@ -31,6 +31,10 @@ pub fn measure(laboratory: &Laboratory) -> Result<Vec<Metric>> {
         )
         // Within 10% of MMIO.
         .at_most(1.1 * ms(total)),
+        virtual_ms("vmm.start_to_api_ms", need("daruma-by-api", "answered_us")?).at_most(5.0),
+        // From the process's start to the guest's init, client and all; with a file it may be 5 ms less.
+        virtual_ms("vmm.start_by_api_ms", need("daruma-by-api", "ready_us")?)
+            .at_most(ms(need("daruma", "ready_us")?) + 5.0),
         memory("vmm.overhead_kib.bare", need("daruma", "overhead_kib")?)
             .peer("qemu", need("qemu", "overhead_kib")?),
     ])

@@ -8,6 +8,7 @@
     reason = "the serial console is how results leave the machine"
 )]
 
+mod api;
 mod guest;
 mod measure;
 mod network;
@@ -82,6 +83,7 @@ fn starts() -> Result<()> {
     for (name, vmm, guest) in [
         ("daruma", DARUMA, &elf),
         ("daruma-pci", DARUMA_PCI, &elf),
+        ("daruma-by-api", Vmm::DarumaByApi, &elf),
         ("daruma-bzimage", DARUMA, &bzimage),
         ("qemu", qemu(Machine::Microvm), &elf),
     ] {

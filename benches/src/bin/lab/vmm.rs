@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::api;
 use crate::system::monotonic_us;
 use crate::{LAB, MARKER};
 
@@ -33,6 +34,8 @@ const MONITOR: &str = "/run/monitor";
 pub enum Vmm {
     /// Ours; with `pci` its devices are on PCI, without on MMIO.
     Daruma { pci: bool },
+    /// Ours, configured and started by its API instead of a file.
+    DarumaByApi,
     /// The peer.
     Qemu {
         machine: Machine,
@@ -95,6 +98,8 @@ pub struct Running {
     vmm: Vmm,
     /// When it was started, in microseconds.
     pub start: u64,
+    /// When its API answered for the first time, in microseconds after that.
+    pub answered: Option<u64>,
     memory: u64,
     /// Closed when the VMM has ended in time.
     patience: Sender<()>,
@@ -109,11 +114,17 @@ const PATIENCE: Duration = Duration::from_secs(6);
 pub type Counters = BTreeMap<String, u64>;
 
 impl Vmm {
+    /// Whether it speaks the language of our control socket.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Daruma { .. } | Self::DarumaByApi)
+    }
+
     /// Its name in reports.
     pub fn name(self) -> String {
         match self {
             Self::Daruma { pci: false } => "daruma".into(),
             Self::Daruma { pci: true } => "daruma-pci".into(),
+            Self::DarumaByApi => "daruma-by-api".into(),
             Self::Qemu {
                 machine,
                 aio,
@@ -133,10 +144,13 @@ impl Vmm {
     /// Starts `guest`. `number` tells guests that run at the same time apart.
     pub fn start(self, guest: &Guest, number: usize) -> Result<Running> {
         let (socket, start, mut command) = match self {
-            Self::Daruma { pci } => {
+            Self::Daruma { .. } | Self::DarumaByApi => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let start = monotonic_us();
-                let mut command = daruma(guest, number, pci, start)?;
+                let mut command = match self {
+                    Self::DarumaByApi => api::command(number)?,
+                    _ => daruma(guest, number, self == Self::Daruma { pci: true }, start)?,
+                };
                 let descriptor = theirs.as_raw_fd();
                 command.args(["--control-fd", &descriptor.to_string()]);
                 keep_open(&mut command, descriptor);
@@ -165,6 +179,10 @@ impl Vmm {
             Some((ours, _theirs)) => ours,
             None => connect(&mut child)?,
         };
+        let answered = match self {
+            Self::DarumaByApi => Some(api::start(&mut child, guest, number)? - start),
+            _ => None,
+        };
         let (patience, hung) = limit(child.id());
         let input = child.stdin.take().context("No standard input")?;
         let output = child.stdout.take().context("No standard output")?;
@@ -175,6 +193,7 @@ impl Vmm {
             socket: BufReader::new(socket),
             vmm: self,
             start,
+            answered,
             memory: guest.memory,
             patience,
             hung,
@@ -214,7 +233,8 @@ fn connect(child: &mut Child) -> Result<UnixStream> {
     }
 }
 
-fn daruma(guest: &Guest, number: usize, pci: bool, start: u64) -> Result<Command> {
+/// What is said of `guest`, by section.
+pub(crate) fn config(guest: &Guest, number: usize) -> Value {
     let mut config = json!({
         "boot-source": {
             "kernel_image_path": format!("{LAB}/{}", guest.kernel),
@@ -236,6 +256,11 @@ fn daruma(guest: &Guest, number: usize, pci: bool, start: u64) -> Result<Command
     if guest.vsock {
         config["vsock"] = json!({ "guest_cid": 3, "uds_path": format!("/run/vsock{number}") });
     }
+    config
+}
+
+fn daruma(guest: &Guest, number: usize, pci: bool, start: u64) -> Result<Command> {
+    let config = config(guest, number);
     let file = format!("/run/vm{number}.json");
     fs::write(&file, config.to_string())?;
     let mut command = Command::new("/bin/daruma-vmm");
@@ -368,7 +393,7 @@ impl Running {
 
     /// KVM's counters of the guest's vCPU.
     pub fn counters(&mut self) -> Result<Counters> {
-        if let Vmm::Daruma { .. } = self.vmm {
+        if self.vmm.is_ours() {
             self.socket
                 .get_mut()
                 .write_all(b"{\"action\":\"stats\"}\n")?;
