@@ -9,6 +9,7 @@ mod apt;
 mod bench;
 mod cache;
 mod doctor;
+mod fuzz;
 mod guests;
 mod image;
 mod kernel;
@@ -48,6 +49,8 @@ enum Command {
     Image(image::Options),
     /// Measures boot, VMM and sizes in virtual time
     Bench(bench::Options),
+    /// Runs the fuzz targets for a minute each, or for as long as you say
+    Fuzz(fuzz::Options),
     /// Says what this computer can do, what is missing, and what takes space
     Doctor,
     /// Installs the packages that the other commands need (they call it themselves)
@@ -73,6 +76,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(options) => test::run(&paths, &options),
         Command::Image(options) => image::build(&paths, &options).map(|_| ExitCode::SUCCESS),
         Command::Bench(options) => bench::run(&paths, &options),
+        Command::Fuzz(options) => fuzz::run(&paths, &options),
         Command::Doctor => doctor::run(&paths),
         Command::Setup => setup::run(&paths).map(|()| ExitCode::SUCCESS),
     }

@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 19] = [
+const ALWAYS: [Requirement; 20] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -65,6 +65,7 @@ const ALWAYS: [Requirement; 19] = [
         "runs the guests' ACPI tables in tests",
     ),
     program("gcc", "gcc", KERNEL),
+    program("c++", "g++", "builds the engine of the fuzz targets"),
     program("make", "make", KERNEL),
     file("/usr/include/stdio.h", "libc6-dev", KERNEL),
     program("flex", "flex", KERNEL),

@@ -11,6 +11,8 @@ mod disk;
 mod entry;
 mod error;
 mod extlinux;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod grub;
 mod partitions;
 mod version;

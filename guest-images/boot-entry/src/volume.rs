@@ -14,6 +14,14 @@ use super::partitions::Partition;
 const MAX_TEXT: u64 = 1 << 20;
 /// Entries of a folder that are looked at.
 const MAX_LISTED: usize = 512;
+/// Most links on the way to a file, as in the kernel.
+const MAX_LINKS: usize = 40;
+/// Longest path, with all links followed.
+const MAX_PATH: usize = 4096;
+/// Largest block: 1024 × 2⁶ = 65,536 bytes, as the format has it.
+const MAX_BLOCK_EXPONENT: u64 = 6;
+/// Most groups of blocks: 16 TiB in groups of the usual size.
+const MAX_GROUPS: u64 = 1 << 17;
 /// Read at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -108,6 +116,8 @@ impl Volume {
         if kind != EXT {
             return Err(kind.to_owned());
         }
+        check_superblock(disk.as_ref(), partition)
+            .map_err(|what| format!("unusable {EXT} ({what})"))?;
         let window = Window {
             disk: Arc::clone(disk),
             start: partition.start,
@@ -140,7 +150,8 @@ impl Volume {
 
     /// Names in a folder, if it is one.
     pub fn list(&self, path: &str) -> Vec<String> {
-        let Ok(entries) = self.fs.read_dir(path) else {
+        let entries = self.resolve(path).and_then(|path| self.fs.read_dir(&path));
+        let Ok(entries) = entries else {
             return Vec::new();
         };
         entries
@@ -151,11 +162,56 @@ impl Volume {
 
     /// Size of a regular file, all links on the way followed; `None` for anything else than a file.
     pub fn size(&self, path: &str) -> Result<Option<u64>, Ext4Error> {
-        let metadata = self.fs.metadata(path)?;
+        let metadata = self.fs.metadata(&self.resolve(path)?)?;
         Ok(metadata
             .file_type()
             .is_regular_file()
             .then(|| metadata.len()))
+    }
+
+    /// `path` with all links followed. The library would follow them as well, but takes a link's length for what it says:
+    /// one of a terabyte would cost the host a terabyte.
+    fn resolve(&self, path: &str) -> Result<String, Ext4Error> {
+        let mut rest: Vec<String> = components(path);
+        let mut resolved = String::new();
+        let mut links = 0;
+        while let Some(component) = rest.pop() {
+            match component.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    resolved.truncate(resolved.rfind('/').unwrap_or(0));
+                    continue;
+                }
+                _ => {}
+            }
+            let next = format!("{resolved}/{component}");
+            if next.len() > MAX_PATH {
+                return Err(Ext4Error::PathTooLong);
+            }
+            let metadata = self.fs.symlink_metadata(&next)?;
+            if !metadata.file_type().is_symlink() {
+                resolved = next;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Ext4Error::TooManySymlinks);
+            }
+            if metadata.len() > MAX_PATH as u64 {
+                return Err(Ext4Error::PathTooLong);
+            }
+            let target = self.fs.read_link(&next)?;
+            let target = String::from_utf8_lossy(target.as_ref()).into_owned();
+            if target.starts_with('/') {
+                resolved.clear();
+            }
+            rest.extend(components(&target));
+        }
+        Ok(if resolved.is_empty() {
+            "/".to_owned()
+        } else {
+            resolved
+        })
     }
 
     /// Writes the file's bytes, at most `limit`, to `out` and returns how many there were.
@@ -164,7 +220,8 @@ impl Volume {
             path: path.to_owned(),
             source,
         };
-        let mut file = self.fs.open(path).map_err(failed)?;
+        let file = self.resolve(path).and_then(|path| self.fs.open(&path));
+        let mut file = file.map_err(failed)?;
         let mut buffer = vec![0; CHUNK];
         let mut copied = 0u64;
         loop {
@@ -198,6 +255,40 @@ impl Volume {
 }
 
 const EXT: &str = "ext4";
+
+/// The components of a path, the first one last.
+fn components(path: &str) -> Vec<String> {
+    path.rsplit('/').map(str::to_owned).collect()
+}
+
+/// Checks what the library takes for granted and allocates by: sizes in the superblock.
+fn check_superblock(disk: &dyn Bytes, partition: &Partition) -> Result<(), String> {
+    let mut superblock = [0; 1024];
+    if partition.length < 2048 {
+        return Err("too small".to_owned());
+    }
+    disk.read(partition.start + 1024, &mut superblock)
+        .map_err(|error| error.to_string())?;
+    let word = |at: usize| {
+        let bytes = superblock[at..at + 4].first_chunk();
+        u64::from(bytes.copied().map_or(0, u32::from_le_bytes))
+    };
+    let exponent = word(0x18);
+    if exponent > MAX_BLOCK_EXPONENT {
+        return Err(format!("blocks of 2^{} bytes", exponent + 10));
+    }
+    // The high half counts for the library whether or not the file system says that it has 64-bit numbers.
+    let blocks = word(0x4) | word(0x150) << 32;
+    let most = partition.length >> (10 + exponent);
+    if blocks > most {
+        return Err(format!("{blocks} blocks, room is for {most}"));
+    }
+    let groups = blocks.div_ceil(word(0x20).max(1));
+    if groups > MAX_GROUPS {
+        return Err(format!("{groups} groups of blocks, more than {MAX_GROUPS}"));
+    }
+    Ok(())
+}
 
 /// What lies in a partition, by its magic number: for messages, so a wrong guess does no harm.
 fn kind(disk: &dyn Bytes, partition: &Partition) -> &'static str {

@@ -13,6 +13,8 @@
 mod bridge;
 mod dhcp;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod links;
 mod netlink;
 mod nft;

@@ -15,7 +15,7 @@ use self::libtest::Tally;
 use self::nested::Boots;
 use crate::image::{self, product};
 use crate::paths::Paths;
-use crate::{setup, ui};
+use crate::{fuzz, setup, ui};
 
 #[derive(Args)]
 pub struct Options {
@@ -43,6 +43,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         setup::run(paths)?;
         if options.filter.is_none() {
             parts.push(check("format", paths, &["fmt", "--all", "--check"])?);
+            let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+            parts.push(check("format, fuzz", paths, &fuzz)?);
             let workspace: &[&str] = &["--workspace", "--all-targets"];
             // The ROM stage itself is left out there: it is built without the standard library.
             let stage: &[&str] = &["--package", "bootblock", "--features", "stage"];
@@ -75,6 +77,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             "workspace",
         ];
         parts.push(tests("workspace", paths, &rules, options)?);
+        if options.filter.is_none() {
+            parts.push(fuzz_targets(paths)?);
+        }
     }
     if !options.unit_only {
         parts.push(nested_tests(paths, options)?);
@@ -124,6 +129,35 @@ fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Option
         tally,
         note: String::new(),
         took: start.elapsed(),
+    })
+}
+
+/// Every fuzz target, for as many executions as each time.
+fn fuzz_targets(paths: &Paths) -> Result<Part> {
+    say("fuzz targets");
+    let outcomes = fuzz::short(paths)?;
+    let took = outcomes.took;
+    let mut tally = Tally::default();
+    for outcome in outcomes.list {
+        tally.counted.push(format!(
+            "{} executions of fuzz target {}",
+            outcome.executions, outcome.target
+        ));
+        match &outcome.failure {
+            None => tally.passed += 1,
+            Some(_) => {
+                tally.failed += 1;
+                tally
+                    .failures
+                    .push(format!("fuzz target {}", outcome.target));
+            }
+        }
+    }
+    Ok(Part {
+        name: "fuzz targets",
+        tally,
+        note: "build time apart".to_owned(),
+        took,
     })
 }
 

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::partitions::Partition;
 
 const MIB: usize = 1 << 20;
 const EXTLINUX: &str =
@@ -278,4 +279,90 @@ proptest! {
     fn a_cut_disk_never_panics(length in 0usize..3 << 20) {
         use_all(real()[..length].to_vec());
     }
+}
+
+/// Changes the superblock's 32-bit word at `at`.
+fn patched(volume: &[u8], at: usize, value: u32) -> Vec<u8> {
+    let mut volume = volume.to_vec();
+    volume[1024 + at..1028 + at].copy_from_slice(&value.to_le_bytes());
+    volume
+}
+
+#[test]
+fn superblock_that_asks_for_the_hosts_memory_is_refused() {
+    let volume = ext4(8, &["-O", "^metadata_csum,^64bit"], root);
+    assert!(open(volume.clone()).is_ok());
+    // Blocks of a gibibyte, more blocks than the disk has room for, groups of one block.
+    for (at, value, what) in [
+        (0x18, 20, "blocks of 2^30 bytes"),
+        (0x04, u32::MAX, "blocks, room is for"),
+        (0x150, 1, "blocks, room is for"),
+    ] {
+        let Err(BootError::NoVolume { found }) = open(patched(&volume, at, value)) else {
+            panic!("word {at:#x} = {value:#x} is taken");
+        };
+        assert!(found.contains(what), "{found}");
+    }
+    let partition = Partition {
+        number: 0,
+        start: 0,
+        length: 1 << 40,
+        uuid: None,
+    };
+    struct Endless(Vec<u8>);
+    impl Bytes for Endless {
+        fn length(&self) -> u64 {
+            1 << 40
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BootError> {
+            self.0.read(offset, buffer)
+        }
+    }
+    let many = patched(&patched(&volume, 0x20, 1), 0x04, 1 << 29);
+    let many: Arc<dyn Bytes> = Arc::new(Endless(many));
+    let error = Volume::open(&many, &partition).err().unwrap();
+    assert!(error.contains("groups of blocks"), "{error}");
+}
+
+#[test]
+fn link_that_says_it_is_a_terabyte_long_is_refused() {
+    let target = format!("/{}", "x".repeat(100));
+    let volume = ext4(8, &["-O", "^metadata_csum"], |tree| {
+        symlink(&target, tree.join("vmlinuz")).unwrap();
+    });
+    // Its inode: a link, with its length behind mode and owner.
+    let (mode, len) = (0xa1ff_u16.to_le_bytes(), 101_u32.to_le_bytes());
+    let inode = volume
+        .chunks_exact(256)
+        .position(|inode| inode[..2] == mode && inode[4..8] == len);
+    let at = inode.expect("an inode of 256 bytes") * 256;
+    let mut hostile = volume;
+    hostile[at + 108..at + 112].copy_from_slice(&0xff_u32.to_le_bytes());
+    let disk = open(hostile).unwrap();
+    let error = disk.volumes[0].size("/vmlinuz").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        ext4_view::Ext4Error::PathTooLong.to_string()
+    );
+}
+
+#[test]
+fn links_are_followed_within_their_file_system_and_not_for_ever() {
+    let volume = ext4(8, &[], |tree| {
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::write(tree.join("a/file"), "1234").unwrap();
+        symlink("../file", tree.join("a/b/up")).unwrap();
+        symlink("/a/b", tree.join("c")).unwrap();
+        symlink("../../../../a/./file", tree.join("far")).unwrap();
+        symlink("round", tree.join("round")).unwrap();
+        symlink("nowhere", tree.join("dead")).unwrap();
+    });
+    let disk = open(volume).unwrap();
+    let size = |path| disk.volumes[0].size(path);
+    for path in ["/a/file", "/c/up", "/far", "//c/../file", "/c/./up"] {
+        assert_eq!(size(path).unwrap(), Some(4), "{path}");
+    }
+    assert_eq!(size("/c").unwrap(), None, "a folder");
+    assert!(size("/round").is_err() && size("/dead").is_err() && size("/a/file/x").is_err());
+    assert_eq!(disk.volumes[0].list("/c"), [".", "..", "up"]);
 }
