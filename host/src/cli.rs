@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::errors::chain;
 use crate::own_kernel::{READER_NAME, reader};
 use crate::supervisor::VMM_NAME;
-use crate::{init, up};
+use crate::{init, remote, up};
 
 /// Runs several guest operating systems side by side, each on its own virtual machine monitor.
 #[derive(Debug, Parser)]
@@ -39,6 +39,17 @@ enum Command {
         /// Folder that `disk:` sources come from [default: the machine file's folder]
         #[arg(long)]
         disk: Option<PathBuf>,
+    },
+    /// Show what the devices of running guests have counted
+    Metrics {
+        /// Of this guest only, by its name or number
+        guest: Option<String>,
+        /// All numbers, as JSON
+        #[arg(long)]
+        json: bool,
+        /// The supervisor's socket [default: that of the one machine that runs here]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
     },
     /// Say what is wrong in a machine file, and run nothing
     Check {
@@ -67,6 +78,11 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         init::main();
     }
     let result = match Arguments::parse_from(arguments).command {
+        Command::Metrics {
+            guest,
+            json,
+            socket,
+        } => return metrics(guest, json, socket),
         Command::Up {
             file,
             onready,
@@ -105,6 +121,21 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         eprintln!("daruma: {}", chain(&error));
         ExitCode::FAILURE
     })
+}
+
+/// Shows what guests' devices have counted.
+fn metrics(guest: Option<String>, json: bool, socket: Option<PathBuf>) -> ExitCode {
+    let command = remote::Command::Metrics { guest };
+    let found = socket.map_or_else(remote::find, Ok);
+    match found.and_then(|socket| remote::ask(&socket, &command)) {
+        Ok(metrics) if json => println!("{metrics}"),
+        Ok(metrics) => println!("{}", remote::metrics_as_text(&metrics)),
+        Err(error) => {
+            eprintln!("daruma: {}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// The name that this program was called by.

@@ -4,6 +4,7 @@
 //! - [`flash`], [`disks`], [`images`], [`own_kernel`]: where guests come from.
 //! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
 //! - [`net`]: the guests' networks.
+//! - [`remote`]: commands from other processes, `daruma metrics` for one.
 //! - [`console`]: terminals, each showing the host or one guest.
 //! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
 //!
@@ -24,6 +25,7 @@ mod lines;
 pub mod net;
 pub mod own_kernel;
 mod power;
+pub mod remote;
 mod shell;
 pub mod supervisor;
 mod timing;

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
+use super::inquiry::Asker;
 use super::{Outcome, Phase, State, Supervisor};
 use crate::clock;
 use crate::config::nearest;
 
-const COMMANDS: [&str; 13] = [
-    "help", "list", "view", "start", "stop", "restart", "kill", "log", "network", "shell",
-    "poweroff", "reboot", "quit",
+const COMMANDS: [&str; 14] = [
+    "help", "list", "view", "start", "stop", "restart", "kill", "log", "metrics", "network",
+    "shell", "poweroff", "reboot", "quit",
 ];
 
 const HELP: &str = "\
@@ -19,6 +20,7 @@ stop GUEST       press its power button; stop it when its time is up
 restart GUEST    stop, then start
 kill GUEST       end its VMM at once
 log GUEST        newest lines of its VMM's log
+metrics [GUEST]  what its devices, or those of all guests, have counted
 network          the host's networks
 shell            a shell on the host
 poweroff         shut every guest down, then switch off
@@ -34,6 +36,9 @@ impl Supervisor {
         let answer = match (verb, argument) {
             ("help" | "?", _) => Ok(HELP.to_owned()),
             ("list", _) => Ok(self.list()),
+            ("metrics", guest) => self
+                .ask_metrics(Asker::Head(head), guest)
+                .map(|()| String::new()),
             ("network", _) if self.network_state.is_empty() => Ok("no network".to_owned()),
             ("network", _) => Ok(self.network_state.clone()),
             ("poweroff" | "quit", _) => {
@@ -68,7 +73,7 @@ impl Supervisor {
     }
 
     /// A guest by its name or its number.
-    fn find(&self, name: &str) -> Result<usize, String> {
+    pub(super) fn find(&self, name: &str) -> Result<usize, String> {
         let named = self
             .guests
             .iter()

@@ -20,6 +20,11 @@ pub enum Event {
     Panicked,
     /// The guest's kernel has panicked and starts its crash kernel.
     CrashLoaded,
+    /// What it has counted since its start.
+    Metrics {
+        /// Numbers by their names, by group.
+        metrics: serde_json::Value,
+    },
     /// The VMM ends; its exit status says the same in short.
     Exit {
         /// `poweroff`, `reboot`, `triple-fault`, `watchdog`, `stopped` or `error`.
@@ -37,6 +42,8 @@ pub enum Action {
     PowerButton,
     /// End now, without the guest.
     Stop,
+    /// Say what was counted.
+    Metrics,
 }
 
 impl Action {
@@ -46,6 +53,7 @@ impl Action {
         match self {
             Self::PowerButton => b"{\"action\":\"power-button\"}\n",
             Self::Stop => b"{\"action\":\"stop\"}\n",
+            Self::Metrics => b"{\"action\":\"metrics\"}\n",
         }
     }
 }
@@ -81,7 +89,7 @@ mod tests {
 
     #[test]
     fn actions_are_json_lines() {
-        for action in [Action::PowerButton, Action::Stop] {
+        for action in [Action::PowerButton, Action::Stop, Action::Metrics] {
             assert!(action.line().ends_with(b"}\n"));
             assert!(serde_json::from_slice::<serde_json::Value>(action.line()).is_ok());
         }

@@ -23,6 +23,8 @@ const MAX_INPUT: usize = 4096;
 /// Lines of a VMM's log kept for `log GUEST`.
 const MAX_LOG: usize = 100;
 const MAX_LOG_LINE: usize = 1024;
+/// The longest report of a VMM: what all devices of a guest have counted.
+const MAX_EVENT: usize = 256 * 1024;
 /// Read in one go, so that one talkative guest does not hold up the others.
 const MAX_READ: usize = 16 * 1024;
 /// How long a VMM may take to end after it was told to, before it is killed.
@@ -238,7 +240,10 @@ impl Guest {
                     }
                 }
                 Ok(event) => events.push(event),
-                Err(error) => self.log(format!("unknown event {line:?}: {error}")),
+                Err(error) => {
+                    let start: String = line.chars().take(MAX_LOG_LINE).collect();
+                    self.log(format!("unknown event {start:?}: {error}"));
+                }
             }
         }
         events
@@ -291,7 +296,7 @@ impl Guest {
             control_open: true,
             input: VecDeque::new(),
             log_line: LineBuffer::new(MAX_LOG_LINE),
-            control_line: LineBuffer::new(MAX_LOG_LINE),
+            control_line: LineBuffer::new(MAX_EVENT),
             rule,
             stopping: None,
             last_words: None,
@@ -361,6 +366,11 @@ impl Vm {
             }
             _ => None,
         }
+    }
+
+    /// Asks the VMM what it has counted.
+    pub fn ask_metrics(&mut self) {
+        self.send(Action::Metrics);
     }
 
     fn send(&mut self, action: Action) {

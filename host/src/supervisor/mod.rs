@@ -4,6 +4,7 @@
 mod commands;
 mod control;
 mod guest;
+mod inquiry;
 mod launch;
 mod lifecycle;
 mod ready;
@@ -27,9 +28,11 @@ use crate::console::{Console, Request};
 use crate::errors::chain;
 use crate::images::{ImageError, Images, Prepared};
 use crate::net::{Networks, News, Place};
+use crate::remote::{self, Server};
 use crate::shell::Shell;
 use crate::timing;
 use guest::{Guest, Phase};
+use inquiry::Inquiry;
 pub use launch::{VMM_NAME, set_nonblocking};
 use lifecycle::State;
 
@@ -115,6 +118,9 @@ pub struct Supervisor {
     /// The networks in words.
     network_state: String,
     shell: Option<Shell>,
+    /// Takes commands of other processes; `None` if the host refused it.
+    server: Option<Server>,
+    inquiries: Vec<Inquiry>,
     /// Guests were started; what `power_off_when_ready` and `Done` wait for.
     loaded: bool,
     going_down: Option<Outcome>,
@@ -166,6 +172,8 @@ impl Supervisor {
             networks: Networks::default(),
             network_state: String::new(),
             shell: None,
+            server: None,
+            inquiries: Vec::new(),
             loaded: false,
             going_down: None,
         })
@@ -179,6 +187,7 @@ impl Supervisor {
             self.console
                 .say(&format!("host: cannot start a thread: {error}"));
         }
+        self.listen();
         loop {
             for token in self.wait() {
                 self.handle(token);
@@ -188,6 +197,19 @@ impl Supervisor {
                 self.close();
                 return outcome;
             }
+        }
+    }
+
+    /// Takes commands of other processes from now on.
+    fn listen(&mut self) {
+        let path = remote::socket_in(&self.settings.run_folder);
+        let folder = std::fs::create_dir_all(&self.settings.run_folder);
+        match folder.and_then(|()| Server::bind(&path)) {
+            Ok(server) => self.server = Some(server),
+            Err(error) => self.console.say(&format!(
+                "host: commands come from the console only, {} cannot be had: {error}",
+                path.display()
+            )),
         }
     }
 

@@ -37,6 +37,7 @@ impl Supervisor {
             Event::CrashLoaded => {
                 guest.log("the kernel has panicked and starts its crash kernel".to_owned());
             }
+            Event::Metrics { metrics } => self.counted(index, metrics),
             Event::Exit { reason, .. } => guest.log(format!("end: {reason}")),
         }
     }
@@ -245,6 +246,7 @@ impl Supervisor {
     }
 
     pub(super) fn timers(&mut self) {
+        self.settle_inquiries();
         let now = clock::now();
         for index in 0..self.guests.len() {
             let guest = &mut self.guests[index];

@@ -8,10 +8,12 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::guest::{Guest, Pipe};
+use super::inquiry::Inquiry;
 use super::lifecycle::End;
 use super::{Message, Outcome, Supervisor};
 use crate::clock;
 use crate::power;
+use crate::remote::{CallerId, Server};
 
 /// What can wake the loop.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,10 @@ pub(super) enum Token {
     HeadOutput(usize),
     Guest(usize, Pipe),
     Shell,
+    /// Somebody calls.
+    Call,
+    /// Somebody who has called.
+    Caller(CallerId),
 }
 
 impl Supervisor {
@@ -52,6 +58,11 @@ impl Supervisor {
                 .map(|shell| (Token::Shell, shell.fd(), false)),
         );
 
+        for (caller, fd, write) in self.server.iter().flat_map(Server::waits) {
+            let token = caller.map_or(Token::Call, Token::Caller);
+            waiting.push((token, fd, write));
+        }
+
         let mut fds: Vec<_> = waiting
             .iter()
             .map(|(_, fd, write)| {
@@ -78,7 +89,9 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let Some(due) = self.guests.iter().filter_map(Guest::due).min() else {
+        let guests = self.guests.iter().filter_map(Guest::due);
+        let inquiries = self.inquiries.iter().map(Inquiry::until);
+        let Some(due) = guests.chain(inquiries).min() else {
             return PollTimeout::NONE;
         };
         // Rounded up, so that the loop does not spin through the last millisecond.
@@ -130,6 +143,18 @@ impl Supervisor {
                 }
             }
             Token::Guest(index, pipe) => self.guest_pipe(index, pipe),
+            Token::Call => {
+                if let Some(server) = &mut self.server {
+                    server.accept();
+                }
+            }
+            Token::Caller(caller) => {
+                let server = self.server.as_mut();
+                let asked = server.map(|server| server.serve(caller));
+                for command in asked.into_iter().flatten() {
+                    self.remote(caller, command);
+                }
+            }
             Token::Shell => {
                 let Some(shell) = &mut self.shell else { return };
                 let channel = self.console.shell_channel();

@@ -44,8 +44,37 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("last_words_of_a_vmm_are_the_detail", last_words),
     ("vmm_inherits_four_descriptors", descriptors),
     ("commands_suggest_the_nearest", commands),
+    ("metrics_come_by_console_and_by_socket", metrics),
     ("term_signal_shuts_down_cleanly", term_signal),
 ];
+
+fn metrics() -> Result<()> {
+    let toml = guest("a", "print=ready_now serve", "") + &guest("b", "print=ready_now deaf", "");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: a: ready", "daruma: b: ready"])?;
+    machine.type_in("metrics a\r")?;
+    machine.expect("a\r\n  uart: write_count 42")?;
+
+    let socket = format!("/run/daruma-{}/control.sock", machine.pid());
+    let socket = Path::new(&socket);
+    let ask = |guest: Option<&str>| {
+        let guest = guest.map(str::to_owned);
+        host::remote::ask(socket, &host::remote::Command::Metrics { guest })
+    };
+    let answer = ask(Some("a"))?;
+    ensure!(answer["a"]["uart"]["write_count"] == 42, "{answer}");
+    for (guest, reason) in [
+        (Some("c"), "no guest 'c'"),
+        // Its VMM is deaf: the question ends, and nothing else waits for it.
+        (None, "no answer from the VMM of b"),
+    ] {
+        let refused = ask(guest).err().context("an answer")?;
+        ensure!(refused.to_string().contains(reason), "{refused}");
+    }
+    machine.type_in("kill b\r")?;
+    machine.expect("daruma: b: stopped")?;
+    Ok(())
+}
 
 const QUIET: &str = "restart = \"never\"";
 

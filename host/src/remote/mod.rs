@@ -1,0 +1,131 @@
+//! Commands from other processes of the host: a Unix socket in the run folder, JSON, one object a line each way.
+//!
+//! ```text
+//!   daruma metrics [GUEST] ──► client ──► DIR/control.sock ──► server ──► supervisor's loop
+//! ```
+//!
+//! The socket is its owner's alone (mode 0600), as is all that the supervisor has. A client that stalls, says too much or
+//! does not read holds up nobody: it is dropped.
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use client::{AskError, ask, find};
+pub(crate) use server::{CallerId, Server};
+
+/// Name of the socket in the run folder.
+pub const SOCKET: &str = "control.sock";
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// What the guests' devices have counted since their VMMs started.
+    Metrics {
+        /// Of this guest, by its name or number; of all that run without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+    },
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done; this came of it.
+    Ok(Value),
+    /// It was not, for this reason.
+    Error(String),
+}
+
+/// Where the supervisor that works in the folder `run` listens.
+#[must_use]
+pub fn socket_in(run: &std::path::Path) -> PathBuf {
+    run.join(SOCKET)
+}
+
+/// What VMMs have counted, by guest, as text: what is not zero, one group a line.
+#[must_use]
+pub fn metrics_as_text(metrics: &Value) -> String {
+    let mut text = String::new();
+    for (guest, groups) in metrics.as_object().into_iter().flatten() {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(guest);
+        let Some(groups) = groups.as_object() else {
+            continue;
+        };
+        for (name, group) in groups {
+            // What all devices of a kind have together is said by them one after the other.
+            let has_parts = groups.keys().any(|other| {
+                other
+                    .strip_prefix(name.as_str())
+                    .is_some_and(|id| id.starts_with('_'))
+            });
+            let Some(group) = group.as_object().filter(|_| !has_parts) else {
+                continue;
+            };
+            let numbers: Vec<_> = group
+                .iter()
+                .filter_map(|(metric, value)| number(metric, value))
+                .collect();
+            if !numbers.is_empty() {
+                text.push_str(&format!("\n  {name}: {}", numbers.join(", ")));
+            }
+        }
+    }
+    text
+}
+
+fn number(metric: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Object(latency) => {
+            let get = |name| latency.get(name).and_then(Value::as_u64).unwrap_or(0);
+            let (min, max) = (get("min_us"), get("max_us"));
+            (max > 0).then(|| format!("{metric} {min} to {max} us"))
+        }
+        value => (value.as_u64()? > 0).then(|| format!("{metric} {value}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn commands_and_answers_are_lines_of_json() {
+        let command = Command::Metrics {
+            guest: Some("web".to_owned()),
+        };
+        let text = serde_json::to_string(&command).unwrap();
+        assert_eq!(text, r#"{"command":"metrics","guest":"web"}"#);
+        let all = serde_json::from_str::<Command>(r#"{"command":"metrics"}"#);
+        assert_eq!(all.unwrap(), Command::Metrics { guest: None });
+        assert!(serde_json::from_str::<Command>(r#"{"command":"metrics","x":1}"#).is_err());
+        let answer = Answer::Error("no".to_owned());
+        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"error":"no"}"#);
+    }
+
+    #[test]
+    fn metrics_are_shown_without_zeroes_and_sums() {
+        let metrics = json!({"web": {
+            "utc_timestamp_ms": 5,
+            "block": {"read_count": 3},
+            "block_disk0": {"read_count": 3, "write_count": 0, "read_agg": {"min_us": 1, "max_us": 9, "sum_us": 10}},
+            "vsock": {"conns_added": 0},
+            "uart": {"write_count": 7},
+        }, "idle": {}});
+        assert_eq!(
+            metrics_as_text(&metrics),
+            "idle\nweb\n  block_disk0: read_agg 1 to 9 us, read_count 3\n  uart: write_count 7"
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Questions to VMMs: asked of several at once, answered when all have answered or their time is up.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Supervisor;
+use super::guest::Guest;
+use crate::clock;
+use crate::remote::{Answer, CallerId, Command, metrics_as_text};
+
+/// How long VMMs have for an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Who wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A user at this head of the console.
+    Head(usize),
+    /// Another process.
+    Caller(CallerId),
+}
+
+/// A question that is not answered yet.
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    asker: Asker,
+    /// Guests whose answers are missing.
+    missing: Vec<usize>,
+    /// By guest.
+    answers: Map<String, Value>,
+    until: Duration,
+}
+
+impl Inquiry {
+    pub(super) fn until(&self) -> Duration {
+        self.until
+    }
+}
+
+impl Supervisor {
+    /// Carries out a command of another process.
+    pub(super) fn remote(&mut self, caller: CallerId, command: Result<Command, String>) {
+        let asker = Asker::Caller(caller);
+        let done = command.and_then(|command| match command {
+            Command::Metrics { guest } => self.ask_metrics(asker, guest.as_deref()),
+        });
+        if let Err(reason) = done {
+            self.answer(asker, &Answer::Error(reason));
+        }
+    }
+
+    /// Asks the VMM of `guest`, or of all guests that run, what it has counted.
+    pub(super) fn ask_metrics(&mut self, asker: Asker, guest: Option<&str>) -> Result<(), String> {
+        let wanted = match guest {
+            Some(name) => {
+                let index = self.find(name)?;
+                if self.guests[index].vm().is_none() {
+                    let name = &self.guests[index].name;
+                    return Err(format!("guest '{name}' does not run"));
+                }
+                vec![index]
+            }
+            None => (0..self.guests.len()).collect(),
+        };
+        let mut missing = Vec::new();
+        for index in wanted {
+            if let Some(vm) = self.guests[index].vm() {
+                vm.ask_metrics();
+                missing.push(index);
+            }
+        }
+        self.inquiries.push(Inquiry {
+            asker,
+            missing,
+            answers: Map::new(),
+            until: clock::now() + PATIENCE,
+        });
+        self.settle_inquiries();
+        Ok(())
+    }
+
+    /// A VMM has said what it has counted.
+    pub(super) fn counted(&mut self, index: usize, metrics: &Value) {
+        let name = &self.guests[index].name;
+        for inquiry in &mut self.inquiries {
+            if let Some(place) = inquiry.missing.iter().position(|other| *other == index) {
+                inquiry.missing.swap_remove(place);
+                inquiry.answers.insert(name.clone(), metrics.clone());
+            }
+        }
+        self.settle_inquiries();
+    }
+
+    /// Answers what can be answered, or has waited long enough.
+    pub(super) fn settle_inquiries(&mut self) {
+        let now = clock::now();
+        let guests = &mut self.guests;
+        for inquiry in &mut self.inquiries {
+            // The VMM may have ended meanwhile.
+            inquiry
+                .missing
+                .retain(|index| guests.get_mut(*index).and_then(Guest::vm).is_some());
+        }
+        let over = |inquiry: &mut Inquiry| inquiry.missing.is_empty() || inquiry.until <= now;
+        let settled: Vec<_> = self.inquiries.extract_if(.., over).collect();
+        for inquiry in settled {
+            let silent: Vec<_> = inquiry
+                .missing
+                .iter()
+                .map(|index| self.guests[*index].name.as_str())
+                .collect();
+            let answer = if silent.is_empty() {
+                Answer::Ok(inquiry.answers.into())
+            } else {
+                let names = silent.join(", ");
+                Answer::Error(format!("no answer from the VMM of {names}"))
+            };
+            self.answer(inquiry.asker, &answer);
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, answer: &Answer) {
+        match asker {
+            Asker::Head(head) => {
+                let text = match answer {
+                    Answer::Ok(metrics) => metrics_as_text(metrics),
+                    Answer::Error(reason) => reason.clone(),
+                };
+                let text = if text.is_empty() {
+                    "no guest runs"
+                } else {
+                    &text
+                };
+                self.console.reply(head, text);
+            }
+            Asker::Caller(caller) => {
+                if let Some(server) = &mut self.server {
+                    server.answer(caller, answer);
+                }
+            }
+        }
+    }
+}
