@@ -9,6 +9,7 @@
 
 mod guest;
 mod hotplug;
+mod hostile;
 mod process;
 
 use guest::Code;

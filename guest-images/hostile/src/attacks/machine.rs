@@ -54,6 +54,8 @@ fn quiet() {
     }
     port::write32(WATCHDOG, 0);
     port::write32(CONFIG_PORTS, 0);
+    // What the sweep printed is a line of its own.
+    port::write8(COM1, b'\n');
 }
 
 /// Reads `address` in every width, and writes it too.
@@ -151,7 +153,7 @@ pub const ATTACKS: &[Attack] = &[
         for _ in 0..256 {
             port::write_string(COM1, &line);
         }
-        port::write8(COM1, b'\n');
+        quiet();
         Ok(())
     }),
     machine("strings-from-every-small-device", || {
