@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tests::linux::{busybox, initramfs};
 use tests::qemu::Builder;
 use tests::{Image, image};
@@ -18,6 +18,28 @@ const OVERHEAD_MIB: u64 = 48;
 const LOG_BYTES: u64 = 256 << 10;
 /// Fewer attacks than this on one transport, and the program did not do what it is for.
 const FEWEST_ATTACKS: u64 = 900;
+/// The VMMs with hostile guests: name, transport, and what the guest attacks.
+const RUNS: [(&str, bool, &str); 3] = [
+    ("mmio", false, "devices"),
+    ("pci", true, "devices,let-go"),
+    ("machine", false, "machine,processor,ports"),
+];
+/// Ways in which a guest ends itself, and how its VMM may end.
+const ENDS: [(&str, &[u64]); 13] = [
+    ("poweroff", &[0]),
+    ("keyboard-reset", &[16]),
+    ("acpi-reset", &[16]),
+    ("triple-fault", &[17]),
+    ("watchdog", &[18]),
+    ("code-in-registers", &[1, 17]),
+    ("code-in-a-hole", &[1, 17]),
+    ("code-in-the-local-apic", &[1, 17]),
+    ("code-over-the-end-of-memory", &[1, 17]),
+    ("page-tables-in-registers", &[1, 17]),
+    ("page-tables-in-a-hole", &[1, 17]),
+    ("stack-in-registers", &[1, 17]),
+    ("init-to-itself", &[1, 16, 17]),
+];
 /// The kinds of device that are attacked.
 const KINDS: [&str; 7] = ["balloon", "block", "console", "net", "pmem", "rng", "vsock"];
 
@@ -52,12 +74,34 @@ attack() {
     echo "host: $1 ended with $? peak $kib log $(wc -c < /run/$1.err)" >> /run/results
 }
 before=$(beat)
-attack mmio "" & mmio=$!
-attack pci --enable-pci & pci=$!
-wait $mmio $pci
+# A flood of frames from outside, whether the guest has buffers for them or not.
+flood() {
+    while [ ! -e /sys/class/net/$1 ]; do sleep 0.2; done
+    ip link set $1 up
+    ip addr add $2.1/24 dev $1
+    arp -s $2.2 02:00:00:00:00:02
+    arp -s $2.3 02:00:00:00:00:03
+    ping -q -s 1400 -i 0.02 $2.2 > /dev/null 2>&1 & one=$!
+    ping -q -s 9000 -i 0.02 $2.3 > /dev/null 2>&1 & two=$!
+    while [ -e /sys/class/net/$1 ]; do
+        frames=$(cat /sys/class/net/$1/statistics/tx_packets /sys/class/net/$1/statistics/tx_dropped 2>/dev/null)
+        [ -n "$frames" ] && echo "host: flood $1" $frames > /run/flood.$1
+        sleep 1
+    done
+    kill $one $two
+}
+flood mmio0 10.7.1 & flood pci0 10.7.2 &
+pids=
+RUNS
+wait $pids
+for how in ENDS; do
+    sed "s/run=devices,let-go/end=$how/" /disk/pci.json > /run/end.json
+    daruma-vmm --id $how --no-api --enable-pci --config-file /run/end.json < /dev/null > /run/end.out 2> /run/end.err
+    echo "host: end $how $?"
+done
 after=$(beat)
-cat /run/results
-for name in mmio pci; do
+cat /run/results /run/flood.*
+for name in NAMES; do
     grep -a '^attack .* on ' /run/$name.out | sed 's/.* on \([a-z]*\)[^:]*: \([a-zA-Z]*\).*/\1 \2/' | sort | uniq -c |
         sed "s/^ */host: tally $name /"
     grep -a '^hostile: ' /run/$name.out | sed "s/^/host: $name /"
@@ -98,21 +142,21 @@ poweroff -f
 "#;
 
 /// The hostile guest's devices: each kind, disks of each kind, and last the disk that it leaves alone.
-fn hostile(transport: &str) -> String {
+fn hostile(name: &str, groups: &str) -> String {
     format!(
-        r#"{{"boot-source": {{"kernel_image_path": "/disk/hostile", "boot_args": "run=devices"}},
+        r#"{{"boot-source": {{"kernel_image_path": "/disk/hostile", "boot_args": "run={groups}"}},
             "machine-config": {{"vcpu_count": 1, "mem_size_mib": {HOSTILE_MIB}}},
             "drives": [
-              {{"drive_id": "sync", "is_root_device": false, "path_on_host": "/disk/{transport}-sync.raw", "io_engine": "Sync"}},
-              {{"drive_id": "async", "is_root_device": false, "path_on_host": "/disk/{transport}-async.raw", "io_engine": "Async"}},
-              {{"drive_id": "thin", "is_root_device": false, "path_on_host": "/disk/{transport}-thin.qcow2", "format": "qcow2"}},
+              {{"drive_id": "sync", "is_root_device": false, "path_on_host": "/disk/{name}-sync.raw", "io_engine": "Sync"}},
+              {{"drive_id": "async", "is_root_device": false, "path_on_host": "/disk/{name}-async.raw", "io_engine": "Async"}},
+              {{"drive_id": "thin", "is_root_device": false, "path_on_host": "/disk/{name}-thin.qcow2", "format": "qcow2"}},
               {{"drive_id": "witness", "is_root_device": false, "path_on_host": "/disk/witness.raw", "is_read_only": true}}],
-            "network-interfaces": [{{"iface_id": "eth0", "host_dev_name": "{transport}0"}}],
-            "vsock": {{"guest_cid": 3, "uds_path": "/run/{transport}.vsock"}},
-            "console": {{"ports": [{{"name": "port", "path": "/run/{transport}.port"}}]}},
+            "network-interfaces": [{{"iface_id": "eth0", "host_dev_name": "{name}0"}}],
+            "vsock": {{"guest_cid": 3, "uds_path": "/run/{name}.vsock"}},
+            "console": {{"ports": [{{"name": "port", "path": "/run/{name}.port"}}]}},
             "entropy": {{}},
             "balloon": {{"amount_mib": 0, "deflate_on_oom": false, "stats_polling_interval_s": 1, "free_page_reporting": true}},
-            "pmem": [{{"id": "pmem", "path_on_host": "/disk/{transport}-pmem.img"}}]}}"#
+            "pmem": [{{"id": "pmem", "path_on_host": "/disk/{name}-pmem.img"}}]}}"#
     )
 }
 
@@ -141,18 +185,26 @@ fn prepare(image: &Image, folder: &Path, tree: &Path) -> Result<()> {
     fs::write(tree.join("witness.raw"), witness())?;
     let sized = |name: String, mib: u64| fs::File::create(tree.join(name))?.set_len(mib << 20);
     sized("good.raw".into(), 4)?;
-    for transport in ["mmio", "pci"] {
-        fs::write(tree.join(format!("{transport}.json")), hostile(transport))?;
-        sized(format!("{transport}-sync.raw"), 1)?;
-        sized(format!("{transport}-async.raw"), 1)?;
-        sized(format!("{transport}-pmem.img"), 2)?;
-        let thin = tree.join(format!("{transport}-thin.qcow2"));
+    for (name, _, groups) in RUNS {
+        fs::write(tree.join(format!("{name}.json")), hostile(name, groups))?;
+        sized(format!("{name}-sync.raw"), 1)?;
+        sized(format!("{name}-async.raw"), 1)?;
+        sized(format!("{name}-pmem.img"), 2)?;
+        let thin = tree.join(format!("{name}-thin.qcow2"));
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]).arg(thin);
         image::run(create.arg("4M"))?;
     }
     let daruma = image.read("daruma")?;
-    let host = initramfs(&busybox, HOST, &[("bin/daruma-vmm", &daruma)])?;
+    let ends = ENDS.map(|(how, _)| how).join(" ");
+    let names = RUNS.map(|(name, ..)| name).join(" ");
+    let runs = RUNS.map(|(name, pci, _)| {
+        let option = if pci { "--enable-pci" } else { "" };
+        format!("attack {name} \"{option}\" & pids=\"$pids $!\"\n")
+    });
+    let script = HOST.replace("ENDS", &ends).replace("NAMES", &names);
+    let script = script.replace("RUNS\n", &runs.concat());
+    let host = initramfs(&busybox, &script, &[("bin/daruma-vmm", &daruma)])?;
     Ok(fs::write(folder.join("host.cpio"), host)?)
 }
 
@@ -167,6 +219,41 @@ fn said<'a>(transcript: &'a str, words: &str) -> Result<&'a str> {
 
 fn number(word: Option<&str>) -> Result<u64> {
     Ok(word.context("a number is missing")?.parse()?)
+}
+
+/// Checks what is known of one hostile guest and its VMM; returns how many attacks there were on each kind of device.
+fn check(transcript: &str, name: &str) -> Result<BTreeMap<String, u64>> {
+    let words = said(transcript, &format!("host: {name} ended with "))?;
+    let words: Vec<_> = words.split(' ').collect();
+    let [code, "peak", peak, "log", log] = words[..] else {
+        bail!("{words:?}");
+    };
+    ensure!(code == "0", "the VMM {name} ended with {code}");
+    let peak = number(Some(peak))? >> 10;
+    let permitted = 1..=HOSTILE_MIB + OVERHEAD_MIB;
+    ensure!(permitted.contains(&peak), "the VMM {name} took {peak} MiB");
+    let log = number(Some(log))?;
+    ensure!(
+        log <= LOG_BYTES,
+        "the VMM {name} wrote {log} bytes into its log"
+    );
+
+    let mut tally = BTreeMap::new();
+    for line in transcript.lines() {
+        let Some(rest) = line.trim().strip_prefix(&format!("host: tally {name} ")) else {
+            continue;
+        };
+        let mut words = rest.split_whitespace();
+        let count = number(words.next())?;
+        let kind = words.next().context("no kind")?;
+        ensure!(words.next() == Some("survived"), "{line}");
+        tally.insert(kind.to_owned(), count);
+    }
+    let all: u64 = tally.values().sum();
+    let total = said(transcript, &format!("host: {name} hostile: "))?;
+    ensure!(total == format!("survived {all}, failed 0"), "{total}");
+    println!("{name}: {all} attacks survived, {tally:?}; peak {peak} MiB, log {log} bytes");
+    Ok(tally)
 }
 
 #[test]
@@ -185,47 +272,26 @@ fn a_hostile_guest_harms_neither_its_vmm_nor_its_neighbours() -> Result<()> {
     ensure!(status.success(), "QEMU ended with {status}");
     ensure!(!transcript.contains("FAILED"), "{transcript}");
 
-    for transport in ["mmio", "pci"] {
-        let words = said(&transcript, &format!("host: {transport} ended with "))?;
-        let words: Vec<_> = words.split(' ').collect();
-        let [code, "peak", peak, "log", log] = words[..] else {
-            anyhow::bail!("{words:?}");
-        };
-        ensure!(code == "0", "the VMM on {transport} ended with {code}");
-        let peak = number(Some(peak))? >> 10;
-        ensure!(
-            (1..=HOSTILE_MIB + OVERHEAD_MIB).contains(&peak),
-            "the VMM on {transport} took {peak} MiB"
-        );
-        ensure!(
-            number(Some(log))? <= LOG_BYTES,
-            "the VMM on {transport} wrote {log} bytes into its log"
-        );
-        let mut tally = BTreeMap::new();
-        for line in transcript.lines() {
-            let Some(rest) = line
-                .trim()
-                .strip_prefix(&format!("host: tally {transport} "))
-            else {
-                continue;
-            };
-            let mut words = rest.split_whitespace();
-            let count = number(words.next())?;
-            let kind = words.next().context("no kind")?;
-            ensure!(words.next() == Some("survived"), "{line}");
-            tally.insert(kind, count);
-        }
-        println!("attacks on {transport}: {tally:?}; peak {peak} MiB, log {log} bytes");
-        for kind in KINDS {
+    for (name, _, groups) in RUNS {
+        let tally = check(&transcript, name)?;
+        if groups.starts_with("devices") {
+            for kind in KINDS {
+                ensure!(tally.contains_key(kind), "no {kind} was attacked on {name}");
+            }
+            let all: u64 = tally.values().sum();
+            ensure!(all >= FEWEST_ATTACKS, "only {all} attacks on {name}");
+            let frames = said(&transcript, &format!("host: flood {name}0 "))?;
+            println!("{name}: frames from outside, and dropped ones: {frames}");
+            let frames: Result<Vec<_>> = frames.split(' ').map(|word| number(Some(word))).collect();
             ensure!(
-                tally.contains_key(kind),
-                "no {kind} was attacked on {transport}"
+                frames?.iter().sum::<u64>() > 0,
+                "no frame came from outside"
             );
         }
-        let all: u64 = tally.values().sum();
-        ensure!(all >= FEWEST_ATTACKS, "only {all} attacks on {transport}");
-        let total = said(&transcript, &format!("host: {transport} hostile: "))?;
-        ensure!(total == format!("survived {all}, failed 0"), "{total}");
+    }
+    for (how, permitted) in ENDS {
+        let code = number(Some(said(&transcript, &format!("host: end {how} "))?))?;
+        ensure!(permitted.contains(&code), "{how} ended the VMM with {code}");
     }
 
     // The good guest went on all the while, and its disk is as it says.
@@ -235,6 +301,10 @@ fn a_hostile_guest_harms_neither_its_vmm_nor_its_neighbours() -> Result<()> {
     ensure!(
         after > before + 5,
         "the good guest beat {before}, then {after}"
+    );
+    println!(
+        "the good guest served itself {} times meanwhile",
+        after - before
     );
     ensure!(said(&transcript, "host: good ended with")? == "0");
     ensure!(!transcript.contains("good: wrong") && !transcript.contains("good: write"));

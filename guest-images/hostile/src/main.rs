@@ -5,7 +5,7 @@
 //!
 //! | word | |
 //! |---|---|
-//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `processor` |
+//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `processor`, `let-go` |
 //! | `only=NAME` | attacks whose names start so |
 //! | `end=HOW` | nothing of that, but what ends a guest: see `attacks::processor::end` |
 #![no_std]
@@ -55,10 +55,10 @@ extern "C" fn program(zero_page: u64) -> ! {
         Ok(mut witness) => {
             let groups = line.value("run=").unwrap_or(b"devices");
             for group in groups.split(|byte| *byte == b',') {
-                if group == b"devices" {
-                    attacks::on_devices(&devices, &mut witness, &mut report);
-                } else {
-                    attacks::on_machine(group, &mut witness, &mut report);
+                match group {
+                    b"devices" => attacks::on_devices(&devices, &mut witness, &mut report),
+                    b"let-go" => attacks::let_go(&devices, &mut witness, &mut report),
+                    _ => attacks::on_machine(group, &mut witness, &mut report),
                 }
             }
         }

@@ -38,6 +38,12 @@ impl Witness {
             .is_some_and(|disk| disk.device.is(device))
     }
 
+    /// Whether it is one of the witnesses.
+    pub fn has(&self, device: &Device) -> bool {
+        let is = |driver: &Option<Driver>| driver.as_ref().is_some_and(|one| one.device.is(device));
+        is(&self.disk) || is(&self.rng)
+    }
+
     /// What the transport is called.
     pub fn transport(&self) -> &'static str {
         let disk = self.disk.as_ref();

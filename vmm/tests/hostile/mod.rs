@@ -86,6 +86,10 @@ impl World {
             let file = File::create(world.path(name)).unwrap();
             file.set_len(len).unwrap();
         }
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]);
+        let made = create.arg(world.path("thin")).arg("4M").status().unwrap();
+        assert!(made.success());
         // Its sectors start with their numbers.
         let sector = |number: u64| {
             let mut sector = vec![0; 512];
@@ -104,14 +108,15 @@ impl World {
     fn config(&self, boot_args: &str) -> String {
         let path = |name: &str| self.path(name).display().to_string();
         let drive = |name: &str, more: &str| {
-            let path = path(name);
+            // Where the VMM is started.
             format!(
-                r#"{{"drive_id": "{name}", "is_root_device": false, "path_on_host": "{path}"{more}}}"#
+                r#"{{"drive_id": "{name}", "is_root_device": false, "path_on_host": "{name}"{more}}}"#
             )
         };
         let drives = [
             drive("sync", r#", "io_engine": "Sync""#),
             drive("async", r#", "io_engine": "Async", "queues": 2"#),
+            drive("thin", r#", "format": "qcow2""#),
             drive("witness", r#", "is_read_only": true"#),
         ];
         format!(
@@ -136,6 +141,7 @@ impl World {
             .args(["--no-api", "--config-file"])
             .arg(self.path("config"))
             .args(arguments)
+            .current_dir(self.0.path())
             .stdin(Stdio::null())
             .stdout(File::create(self.path("out")).unwrap())
             .stderr(File::create(self.path("log")).unwrap())
@@ -175,7 +181,7 @@ fn rules_of_virtio_broken_on_mmio_hurt_only_who_breaks_them() {
 fn rules_of_virtio_broken_on_pci_hurt_only_who_breaks_them() {
     if have_kvm() {
         let count = World::new()
-            .run("run=devices", &["--enable-pci"])
+            .run("run=devices,let-go", &["--enable-pci"])
             .survived();
         println!("{count} attacks on virtio devices on PCI");
         assert!(count > 800, "{count}");

@@ -9,6 +9,8 @@ const PVPANIC: u16 = 0x505;
 const ACPI: u16 = 0x600;
 const GED: u16 = 0x604;
 const WATCHDOG: u16 = 0x610;
+/// By which a guest lets go of PCI functions: told of new ones, asked for old ones, let go.
+pub const HOT_PLUG: u16 = 0x620;
 const BOOT_TIMER: u64 = 0xd000_0000;
 const ECAM: u64 = 0xe000_0000;
 const IO_APIC: u64 = 0xfec0_0000;
@@ -202,6 +204,18 @@ pub const ATTACKS: &[Attack] = &[
             }
             port::write32(WATCHDOG, 0);
         }
+        Ok(())
+    }),
+    machine("hot-plug-nonsense", || {
+        for offset in 0..12 {
+            port::write8(HOT_PLUG + offset, 0xff);
+            port::write16(HOT_PLUG + offset, 0xffff);
+            port::read16(HOT_PLUG + offset);
+        }
+        port::write32(HOT_PLUG, u32::MAX);
+        port::write32(HOT_PLUG + 4, u32::MAX);
+        // The host bridge, and a place where nothing is.
+        port::write32(HOT_PLUG + 8, 1 << 31 | 1);
         Ok(())
     }),
     machine("events-and-sleep-registers", || {

@@ -15,6 +15,7 @@ pub mod vsock;
 use crate::command_line::CommandLine;
 use crate::device::{Device, Devices, PciRegisters, Transport};
 use crate::driver::{Driver, INDIRECT_DESC};
+use crate::ring::WRITE;
 use crate::text::Line;
 use crate::witness::Witness;
 
@@ -167,6 +168,35 @@ pub fn on_devices(devices: &Devices, witness: &mut Witness, report: &mut Report)
         if let Err(why) = witness.take_back(device) {
             report.note(target("afterwards", device), Err(why));
         }
+    }
+}
+
+/// Lets go of every PCI device but the witnesses while its requests are in flight.
+pub fn let_go(devices: &Devices, witness: &mut Witness, report: &mut Report) {
+    for device in devices.iter() {
+        let Transport::Pci(registers) = device.transport else {
+            return;
+        };
+        if witness.has(device) {
+            continue;
+        }
+        let outcome = Driver::start(device, ARENA, INDIRECT_DESC).and_then(|mut driver| {
+            for queue in (0_u16..).take(driver.queues) {
+                for head in 0..8 {
+                    let ring = driver.rings[usize::from(queue)];
+                    ring.describe(head, ring.buffers(), 4096, WRITE, 0);
+                    driver.rings[usize::from(queue)].offer(head);
+                }
+                device.notify(queue);
+            }
+            pci::let_go(&registers);
+            for queue in 0..8 {
+                device.notify(queue);
+            }
+            device.set_status(0);
+            witness.ask(None)
+        });
+        report.note(target("let-go-with-requests-in-flight", device), outcome);
     }
 }
 

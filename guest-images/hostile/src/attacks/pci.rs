@@ -1,5 +1,6 @@
 //! What only PCI has: a configuration space, a memory region that the driver moves, and MSI-X.
 
+use super::machine::HOT_PLUG;
 use super::{ARENA, Attack, pci};
 use crate::device::{Device, PciRegisters};
 use crate::driver::{Driver, INDIRECT_DESC};
@@ -268,6 +269,11 @@ pub const ATTACKS: &[Attack] = &[
         memory::read32(pci.base + pci.isr);
     }),
 ];
+
+/// Takes the device off the bus, as a guest does that was asked to.
+pub fn let_go(pci: &PciRegisters) {
+    port::write32(HOT_PLUG + 8, 1 << pci.function.0);
+}
 
 /// Everything as a driver finds it.
 pub fn restore(pci: &PciRegisters) {

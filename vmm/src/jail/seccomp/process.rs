@@ -23,6 +23,7 @@ pub const RULES: &[Rule] = &[
         SYS_readlink,
         "where a qcow2 image and what it is based on really are"
     ),
+    call!(SYS_getcwd, "a qcow2 image whose path starts here"),
     call!(SYS_newfstatat, "the C library looks at what it opens"),
     call!(SYS_flock, "an image belongs to one guest"),
     call!(SYS_bind, "vsock, console ports and the API listen"),
