@@ -210,6 +210,30 @@ mod tests {
     }
 
     #[test]
+    fn indices_are_never_seen_half_written() {
+        let base = GuestAddress(0);
+        let memory = anonymous(&[(base, 0x1000)]).unwrap();
+        std::thread::scope(|scope| {
+            let driver = scope.spawn(|| {
+                for round in 0..200_000_u32 {
+                    let value = if round % 2 == 0 { 0xffff_u16 } else { 0 };
+                    store(&memory, value, base, Ordering::Release).unwrap();
+                }
+            });
+            while !driver.is_finished() {
+                let seen: u16 = load(&memory, base, Ordering::Acquire).unwrap();
+                assert!(matches!(seen, 0 | 0xffff), "{seen:#x}");
+            }
+        });
+        // Where it could be torn, it is refused.
+        for odd in [1, 0xfff] {
+            let odd = GuestAddress(odd);
+            load::<u16>(&memory, odd, Ordering::Acquire).unwrap_err();
+            store(&memory, 0_u16, odd, Ordering::Release).unwrap_err();
+        }
+    }
+
+    #[test]
     fn dirty_tracking_is_a_choice_of_run_time() {
         for track in [true, false] {
             let memory = map(vec![spec(0, 0x4000)], track).unwrap();

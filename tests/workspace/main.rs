@@ -7,6 +7,8 @@
 
 mod logging;
 
+mod threat_model;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,6 +93,43 @@ fn the_tree_holds_one_version_of_every_rust_vmm_crate() {
     for (name, versions) in versions {
         assert_eq!(versions.len(), 1, "{name} is in the tree as {versions:?}");
     }
+}
+
+/// Crates that had a hole, and the first version without it.
+const HOLES: [(&str, [u64; 3]); 5] = [
+    // CVE-2020-13759, CVE-2023-41051
+    ("vm-memory", [0, 12, 2]),
+    // CVE-2023-50711
+    ("vmm-sys-util", [0, 12, 0]),
+    // RUSTSEC-2024-0428
+    ("kvm-ioctls", [0, 19, 1]),
+    // GHSA-52h2-m2cf-9jh6
+    ("linux-loader", [0, 8, 1]),
+    // CVE-2023-28448
+    ("versionize", [0, 1, 10]),
+];
+
+#[test]
+fn no_crate_is_of_a_version_with_a_known_hole() {
+    let lock = read_toml(&workspace().join("Cargo.lock"));
+    let mut seen = 0;
+    for package in lock["package"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        let Some((_, fixed)) = HOLES.iter().find(|(hole, _)| *hole == name) else {
+            continue;
+        };
+        let version = package["version"].as_str().unwrap();
+        let numbers: Vec<u64> = version
+            .split(['.', '-', '+'])
+            .map_while(|number| number.parse().ok())
+            .collect();
+        assert!(
+            numbers[..] >= fixed[..],
+            "{name} {version} has a known hole"
+        );
+        seen += 1;
+    }
+    assert!(seen >= 4, "only {seen} of the crates are in the lock file");
 }
 
 #[test]

@@ -186,7 +186,10 @@ fn directory(path: &Path) -> PathBuf {
 mod tests {
     use std::fs;
 
+    use devices::virtio::block::engine::Preference;
+
     use super::*;
+    use crate::config::DriveId;
 
     #[test]
     fn only_named_files_are_opened_however_they_are_spelt() {
@@ -221,6 +224,34 @@ mod tests {
         // From there on, names are relative to the lower image.
         permitted.open("../base").unwrap();
         permitted.open(at("base").to_str().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn header_of_another_format_in_a_raw_image_means_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        // What a guest may write to its own disk: a qcow2 header of version 3 that names a backing file of the host.
+        let mut image = vec![0; 64 << 10];
+        image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        image[8..16].copy_from_slice(&0x200_u64.to_be_bytes());
+        image[16..20].copy_from_slice(&11_u32.to_be_bytes());
+        image[24..32].copy_from_slice(&(1_u64 << 30).to_be_bytes());
+        image[0x200..0x20b].copy_from_slice(b"/etc/passwd");
+        fs::write(&path, &image).unwrap();
+        let drive = DriveConfig {
+            id: DriveId::new("disk".into()).unwrap(),
+            path: path.clone(),
+            format: DiskFormat::default(),
+            read_only: false,
+            is_root: false,
+            partuuid: None,
+            rate_limiter: RateLimiterConfig::default(),
+            engine: Preference::Synchronous,
+            queues: None,
+        };
+        let disk = backend(&drive, open(&path, false).unwrap()).unwrap();
+        assert_eq!(disk.len(), 64 << 10);
+        assert_eq!(fs::read(&path).unwrap(), image, "nothing was repaired");
     }
 
     #[test]
