@@ -8,8 +8,8 @@
 )]
 
 mod guest;
-mod hotplug;
 mod hostile;
+mod hotplug;
 mod process;
 
 use guest::Code;

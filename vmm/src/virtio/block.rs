@@ -189,7 +189,7 @@ mod tests {
     use devices::virtio::block::engine::Preference;
 
     use super::*;
-    use crate::config::DriveId;
+    use crate::config::{DriveId, RateLimiterConfig};
 
     #[test]
     fn only_named_files_are_opened_however_they_are_spelt() {
@@ -249,7 +249,8 @@ mod tests {
             engine: Preference::Synchronous,
             queues: None,
         };
-        let disk = backend(&drive, open(&path, false).unwrap()).unwrap();
+        let (file, _) = open(&drive).unwrap();
+        let disk = disk(&drive, file).unwrap();
         assert_eq!(disk.len(), 64 << 10);
         assert_eq!(fs::read(&path).unwrap(), image, "nothing was repaired");
     }

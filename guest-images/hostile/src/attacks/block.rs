@@ -94,6 +94,16 @@ pub const ATTACKS: &[Attack] = &[
         }
         Ok(())
     }),
+    check("reset-with-writes-not-yet-flushed", |driver| {
+        // Each in a place that a thin image has yet to give it.
+        for place in 0..8 {
+            if outgoing(driver, WRITE_OUT, 128 * place, 512)? != OK {
+                return Err("a good write fails");
+            }
+        }
+        driver.device.set_status(0);
+        Ok(())
+    }),
     check("length-of-half-a-sector", |driver| {
         for len in [1, 511, 513, 1000] {
             refused(driver, READ, 0, len)?;

@@ -33,6 +33,16 @@ pub const RULES: &[Rule] = &[
         SYS_rt_sigreturn,
         "back from the signal that gets the vCPU out of the guest"
     ),
+    // A reset stops the device's queues before the write to its status register is done.
+    call!(SYS_pwritev, "the guest resets a qcow2 disk: its tables"),
+    call!(
+        SYS_pwrite64,
+        "the guest resets a qcow2 disk: that it is clean"
+    ),
+    call!(
+        SYS_fsync,
+        "the guest resets a qcow2 disk: all of it to the medium"
+    ),
     call!(SYS_eventfd2, "the event of an interrupt message"),
     call!(
         SYS_timerfd_settime,
