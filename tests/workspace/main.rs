@@ -38,7 +38,8 @@ const RUST_VMM: &[&str] = &[
 /// Which of our crates a crate may use: arrows point down, nothing points up.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("devices", &[]),
-    ("vmm", &["devices"]),
+    ("api", &[]),
+    ("vmm", &["api", "devices"]),
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),
     ("guest-images", &["firmware-glue"]),

@@ -176,13 +176,15 @@ impl VirtioPci {
 impl Drop for VirtioPci {
     fn drop(&mut self) {
         let config = self.config.get_mut();
-        let bound = config.unwrap_or_else(PoisonError::into_inner).bound.take();
-        let (Some(binder), Some(bar)) = (&self.binder, bound) else {
+        let config = config.unwrap_or_else(PoisonError::into_inner);
+        let (Some(binder), Some(bar)) = (&self.binder, config.bound.take()) else {
             return;
         };
         for (index, doorbell) in (0..).zip(self.doorbells.iter()) {
             if let Err(error) = binder.unbind(doorbell, notify_address(bar, index)) {
-                log::warn!("Doorbell of queue {index} stays bound: {error}");
+                config.failures.warn(format_args!(
+                    "Doorbell of queue {index} stays bound: {error}"
+                ));
             }
         }
     }
