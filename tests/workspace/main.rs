@@ -145,7 +145,9 @@ fn a_room_knows_only_the_rooms_below_it() {
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let used = manifest.get(section).and_then(toml::Value::as_table);
             for used in used.into_iter().flat_map(toml::Table::keys) {
-                let up = ours.contains_key(used.as_str()) && !allowed.contains(&used.as_str());
+                // A crate's own tests may ask for more of itself.
+                let other = used != name && ours.contains_key(used.as_str());
+                let up = other && !allowed.contains(&used.as_str());
                 assert!(!up, "{name} may not use {used}");
             }
         }
