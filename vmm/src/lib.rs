@@ -1,18 +1,18 @@
 //! One guest in one process: memory, vCPUs, interrupt controller, boot protocols, and the loop around them.
 //!
 //! ```text
-//!   cli ──► config::firecracker ──► config::VmConfig
-//!    │                                   │
-//!    ▼                                   ▼
-//!   machine::Machine ── memory ── vm (KVM) ── boot ── acpi ── platform (legacy devices) ── pci, virtio
-//!    │         │
-//!    │         └─► vcpu threads ──ports, MMIO──► devices
-//!    ▼
-//!   event thread: device queues, serial input, control socket ──► latch::ExitLatch ──► exit::ExitReason
+//!   cli ──► config::firecracker ──► config::VmConfig ──┐
+//!    │                                                 ▼
+//!    ▼                                     machine::Machine ── memory ── vm (KVM) ── boot ── acpi
+//!   controller::Controller ── start ──►        │         └── platform (legacy devices) ── pci, virtio
+//!    ▲  ▲     │                                ▼
+//!    │  │     └── pause, plug, change ──► machine::Running ── vcpu threads ──ports, MMIO──► devices
+//!    │  └── control (the parent's socket)      ▼
+//!    └── api_thread (the API's clients)    event loop ──► latch::ExitLatch ──► exit::ExitReason
 //! ```
 //!
 //! The process ends with its guest. What it knows of the world outside is the configuration, standard input and output
-//! (the guest's serial port), standard error (the log), and the control socket of its parent.
+//! (the guest's serial port), standard error (the log), the API's socket, and the control socket of its parent.
 
 pub mod acpi;
 mod api_thread;
