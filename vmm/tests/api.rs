@@ -496,7 +496,6 @@ fn clients_that_stall_or_flood_do_not_touch_a_guest_that_runs() {
     );
     let mut gibberish = vmm.connect();
     gibberish.write_all(&[0xff; 100]).unwrap();
-    gibberish.write_all(b"\r\n\r\n").unwrap();
     assert_eq!(receive(&mut gibberish).0, 400);
     let mut gone = vmm.connect();
     send(&mut gone, "GET", "/vm/config", "");
@@ -556,6 +555,27 @@ fn a_configuration_file_starts_at_once_and_the_api_is_served() {
     vmm.type_in(b"x");
     vmm.expect(b"x");
     assert_eq!(vmm.end(), Some(0));
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_run_leaves_no_socket_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, file) = (folder.path().join("api"), folder.path().join("config"));
+    std::fs::write(
+        &file,
+        r#"{"boot-source": {"kernel_image_path": "/nowhere"}}"#,
+    )
+    .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+        .arg("--api-sock")
+        .arg(&socket)
+        .arg("--config-file")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(152), "{output:?}");
+    assert!(!socket.exists());
 }
 
 #[test]

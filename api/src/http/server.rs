@@ -81,12 +81,9 @@ impl Server {
         Ok((server, Stopper(stopper)))
     }
 
-    /// Serves clients on this thread, one request after the other, until the stopper is dropped. Then the socket's file
-    /// is gone.
+    /// Serves clients on this thread, one request after the other, until the stopper is dropped.
     pub fn run(mut self, handler: &mut impl Handler) -> io::Result<()> {
         while self.turn(handler)? {}
-        // It may be out of reach by now, or somebody else may have been faster.
-        let _ = std::fs::remove_file(&self.path);
         Ok(())
     }
 
@@ -159,6 +156,14 @@ impl Server {
                 self.rests_until = Some(now + REST);
             }
         }
+    }
+}
+
+impl Drop for Server {
+    /// A socket that nobody serves is left to nobody.
+    fn drop(&mut self) {
+        // It may be out of reach by now, or somebody else may have been faster.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

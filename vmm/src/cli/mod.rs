@@ -169,10 +169,20 @@ fn run(
     // Before the start: this thread's filter is narrower from then on, and that of a thread it starts with it.
     let api = api.map(|api| api.serve(desk, seccomp)).transpose();
     let api = api.map_err(|error| Failure::new(1, &error))?;
-    if let Some(document) = document {
-        controller.load(document);
-        let started = controller.start();
-        started.map_err(|error| Failure::new(error.code(), &error))?;
+    let started = match document {
+        Some(document) => {
+            controller.load(document);
+            controller.start()
+        }
+        None => Ok(()),
+    };
+    if let Err(error) = started {
+        // Who waits for an answer is told, and the socket goes.
+        drop(controller);
+        if let Some(api) = api {
+            api.end();
+        }
+        return Err(Failure::new(error.code(), &error));
     }
     let reason = controller.run();
     match &reason {

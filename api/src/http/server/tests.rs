@@ -281,6 +281,8 @@ fn a_path_that_exists_is_left_alone() {
     assert!(text.contains("Check that it is not already used"), "{text}");
     // As well when nobody listens there any more.
     drop(server);
+    assert!(!path.exists());
+    drop(UnixListener::bind(&path).unwrap());
     assert!(matches!(bind(), BindError::InUse { .. }));
     let missing = folder.path().join("missing/socket");
     let error = Server::bind(&missing, 1).map(drop).unwrap_err();
