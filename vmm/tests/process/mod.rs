@@ -86,11 +86,16 @@ fn place_control_socket(fd: i32) -> std::io::Result<()> {
 }
 
 fn start(config: &Config, actions: &[&str], input: &[u8], arguments: &[&str]) -> Run {
-    converse(config, arguments, input, |event, parent| {
-        if event["event"] == "running" {
-            actions.iter().for_each(|action| parent.say(action));
-        }
-    })
+    converse(
+        config,
+        &[&["--jail"], arguments].concat(),
+        input,
+        |event, parent| {
+            if event["event"] == "running" {
+                actions.iter().for_each(|action| parent.say(action));
+            }
+        },
+    )
 }
 
 /// The parent's end of a VMM's control socket.
@@ -145,7 +150,6 @@ fn converse(
             "--id",
             "test",
             "--no-api",
-            "--jail",
             "--control-fd",
             "3",
             "--config-file",
