@@ -13,9 +13,9 @@ use fuzz::Unstructured;
 use fuzz::disk::{file_of, qcow2};
 
 /// Sectors of the disk.
-const SECTORS: u64 = 96;
+const SECTORS: u64 = 64;
 const SECTOR: usize = 512;
-const MAX_STEPS: usize = 24;
+const MAX_STEPS: usize = 12;
 
 /// What a sector should read as: bytes of one value, if it is known.
 type Expected = [Option<u8>; SECTORS as usize];
