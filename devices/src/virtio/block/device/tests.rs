@@ -266,6 +266,36 @@ fn sectors_are_written_and_nothing_beside_them() {
 }
 
 #[test]
+fn requests_are_counted_by_what_became_of_them() {
+    for on in everywhere() {
+        let image = image();
+        let block = on.block(raw(&image, false), 1, None);
+        let metrics = block.disk.metrics.clone();
+        let mut guest = TestGuest::new(on.transport, block);
+        let ring = guest.start(ALL_FEATURES, 256);
+        let mut f = Fixture { guest, ring, image };
+        let room = f.ring.buffer(1024, true);
+        let data = f.ring.data(&[1; 512]);
+        assert_eq!(f.request(IN, 5, &[room]).0, OK);
+        assert_eq!(f.request(IN, 6, &[room]).0, OK);
+        assert_eq!(f.request(OUT, 5, &[data]).0, OK);
+        assert_eq!(f.request(FLUSH, 0, &[]).0, OK);
+        assert_eq!(f.request(IN, SECTORS, &[room]).0, IO_ERROR);
+        let counts = [
+            &metrics.read_count,
+            &metrics.read_bytes,
+            &metrics.write_count,
+            &metrics.write_bytes,
+            &metrics.flush_count,
+            &metrics.invalid_reqs_count,
+            &metrics.execute_fails,
+        ]
+        .map(crate::metrics::Counter::get);
+        assert_eq!(counts, [2, 2048, 1, 512, 1, 1, 0], "{on:?}");
+    }
+}
+
+#[test]
 fn flush_and_serial_number_are_answered() {
     for on in everywhere() {
         let mut f = Fixture::new(on);
