@@ -14,7 +14,7 @@ const QUEUE_SIZE: u16 = 16;
 /// Longer than any device takes, in ticks of the time stamp counter: 20 seconds and more.
 const PATIENCE: u64 = 60_000_000_000;
 /// How often a device is looked at for a reaction to nonsense, which need not come.
-const LOOKS: u32 = 24;
+const LOOKS: u32 = 12;
 
 /// A device whose queues run.
 pub struct Driver {

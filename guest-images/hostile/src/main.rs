@@ -5,7 +5,7 @@
 //!
 //! | word | |
 //! |---|---|
-//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `processor`, `let-go` |
+//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `low-ports`, `processor`, `let-go` |
 //! | `only=NAME` | attacks whose names start so |
 //! | `end=HOW` | nothing of that, but what ends a guest: see `attacks::processor::end` |
 #![no_std]

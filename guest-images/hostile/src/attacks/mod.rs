@@ -204,6 +204,8 @@ pub fn let_go(devices: &Devices, witness: &mut Witness, report: &mut Report) {
 pub fn on_machine(group: &[u8], witness: &mut Witness, report: &mut Report) {
     let attacks = match group {
         b"ports" => machine::PORTS,
+        // Those at which there is something.
+        b"low-ports" => &machine::PORTS[..1],
         b"machine" => machine::ATTACKS,
         b"processor" => processor::ATTACKS,
         _ => &[],
