@@ -143,6 +143,41 @@ fn a_qcow2_image_can_be_plugged_in() {
 }
 
 #[test]
+fn in_the_jail_a_drive_is_plugged_in_from_the_folder_that_stays() {
+    if !have_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = std::fs::File::create(folder.path().join("image")).unwrap();
+    image.set_len(1 << 20).unwrap();
+    let config = config(Code::new().obey_hotplug(SLOT).image(), "", 2);
+    let root = folder.path().to_str().unwrap();
+    let drive = |path: &str| {
+        format!(
+            r#"{{"action":"attach-drive","drive":{{"drive_id":"d","is_root_device":false,"path_on_host":"{path}"}}}}"#
+        )
+    };
+    let arguments = ["--enable-pci", "--jail", "--jail-root", root];
+    let mut refused = 0;
+    let run = process::talk(&config, &arguments, |event, parent| {
+        match event["event"].as_str().unwrap() {
+            // What is outside is not there.
+            "running" => parent.say(&drive("/etc/passwd")),
+            "attach-failed" => {
+                refused += 1;
+                parent.say(&drive("/image"));
+            }
+            "attached" => parent.say(&detach("d")),
+            "detached" => parent.say(STOP),
+            "exit" => {}
+            _ => panic!("{event}"),
+        }
+    });
+    assert_eq!((run.code, refused), (Some(0), 1), "{run:?}");
+    assert_eq!(run.stdout, b"\xf4\xff", "{run:?}");
+}
+
+#[test]
 fn what_is_refused_is_said_and_the_guest_runs_on() {
     if !have_kvm() {
         return;

@@ -86,16 +86,13 @@ fn place_control_socket(fd: i32) -> std::io::Result<()> {
 }
 
 fn start(config: &Config, actions: &[&str], input: &[u8], arguments: &[&str]) -> Run {
-    converse(
-        config,
-        &[&["--jail"], arguments].concat(),
-        input,
-        |event, parent| {
-            if event["event"] == "running" {
-                actions.iter().for_each(|action| parent.say(action));
-            }
-        },
-    )
+    // In the jail, as the host starts it.
+    let arguments = [&["--jail"], arguments].concat();
+    converse(config, &arguments, input, |event, parent| {
+        if event["event"] == "running" {
+            actions.iter().for_each(|action| parent.say(action));
+        }
+    })
 }
 
 /// The parent's end of a VMM's control socket.
@@ -126,7 +123,7 @@ impl Parent {
     }
 }
 
-/// Runs a guest; `answer` says what to do at each event.
+/// Runs a guest, in the jail only if the `arguments` say so; `answer` says what to do at each event.
 pub fn talk(
     config: &Config,
     arguments: &[&str],
