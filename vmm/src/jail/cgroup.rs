@@ -1,6 +1,6 @@
 //! How much of the host a guest may use: limits of a cgroup (version 2) of its own.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,9 @@ pub(super) fn prepare(folder: &Path, limits: Limits) -> Result<Group, CgroupErro
         ("memory.oom.group", "1".into()),
     ] {
         let path = folder.join(name);
-        match fs::write(&path, &value) {
+        // Not made if there is none: a cgroup's folder takes no files.
+        let file = File::options().write(true).open(&path);
+        match file.and_then(|mut file| file.write_all(value.as_bytes())) {
             Ok(()) => {}
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
