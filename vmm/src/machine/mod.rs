@@ -124,6 +124,9 @@ pub struct Machine {
 
 /// Opens what the host has for every guest: for a jail that closes before it is known what runs there.
 pub fn open_host_ahead() -> Result<(), MachineError> {
+    // A static program has its random numbers from /dev/urandom, which is kept open from the first time on. Where that
+    // fails, who needs them says so.
+    let _ = getrandom::fill(&mut [0]);
     vm::open_ahead()?;
     memory::open_ahead();
     Ok(platform::open_ahead()?)
