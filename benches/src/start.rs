@@ -21,6 +21,7 @@ pub fn measure(laboratory: &Laboratory) -> Result<Vec<Metric>> {
             .peer("qemu", ms(qemu)),
         virtual_ms("vmm.start_to_init_ms.vmm", own),
         virtual_ms("vmm.start_to_init_ms.kernel", total - own),
+        virtual_ms("vmm.jail_ms", need("daruma-jailed", "running_us")? - own).at_most(3.0),
         virtual_ms(
             "vmm.start_to_init_bzimage_ms",
             need("daruma-bzimage", "boot_timer_us")?,

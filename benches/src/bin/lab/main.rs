@@ -83,6 +83,7 @@ fn starts() -> Result<()> {
     for (name, vmm, guest) in [
         ("daruma", DARUMA, &elf),
         ("daruma-pci", DARUMA_PCI, &elf),
+        ("daruma-jailed", Vmm::DarumaJailed, &elf),
         ("daruma-by-api", Vmm::DarumaByApi, &elf),
         ("daruma-bzimage", DARUMA, &bzimage),
         ("qemu", qemu(Machine::Microvm), &elf),

@@ -34,6 +34,8 @@ const MONITOR: &str = "/run/monitor";
 pub enum Vmm {
     /// Ours; with `pci` its devices are on PCI, without on MMIO.
     Daruma { pci: bool },
+    /// Ours in its jail, without a cgroup.
+    DarumaJailed,
     /// Ours, configured and started by its API instead of a file.
     DarumaByApi,
     /// The peer.
@@ -116,7 +118,10 @@ pub type Counters = BTreeMap<String, u64>;
 impl Vmm {
     /// Whether it speaks the language of our control socket.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Daruma { .. } | Self::DarumaByApi)
+        matches!(
+            self,
+            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaByApi
+        )
     }
 
     /// Its name in reports.
@@ -124,6 +129,7 @@ impl Vmm {
         match self {
             Self::Daruma { pci: false } => "daruma".into(),
             Self::Daruma { pci: true } => "daruma-pci".into(),
+            Self::DarumaJailed => "daruma-jailed".into(),
             Self::DarumaByApi => "daruma-by-api".into(),
             Self::Qemu {
                 machine,
@@ -144,11 +150,16 @@ impl Vmm {
     /// Starts `guest`. `number` tells guests that run at the same time apart.
     pub fn start(self, guest: &Guest, number: usize) -> Result<Running> {
         let (socket, start, mut command) = match self {
-            Self::Daruma { .. } | Self::DarumaByApi => {
+            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaByApi => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let start = monotonic_us();
                 let mut command = match self {
                     Self::DarumaByApi => api::command(number)?,
+                    Self::DarumaJailed => {
+                        let mut command = daruma(guest, number, false, start)?;
+                        command.arg("--jail");
+                        command
+                    }
                     _ => daruma(guest, number, self == Self::Daruma { pci: true }, start)?,
                 };
                 let descriptor = theirs.as_raw_fd();
