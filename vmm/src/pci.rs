@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use devices::bus::{Bus, BusError};
 use devices::pci::bus::{CONFIG_PORTS, CONFIG_PORTS_LEN, ECAM_LEN};
-use devices::pci::{HostBridge, PciBus, SlotError};
+use devices::pci::{HostBridge, PciBus, SLOTS, SlotError};
 
 use crate::config::MemorySize;
 use crate::layout::{GIB, PCI_ECAM, PCI_WINDOW, PCI_WINDOW_END, PCI_WINDOW_HIGH_LEN};
@@ -12,6 +12,14 @@ use crate::memory;
 
 /// The device number of the host bridge.
 pub const HOST_BRIDGE: usize = 0;
+
+/// Slots that are empty when the guest starts. Linux looks at each slot while it boots, which takes it half a millisecond.
+const EMPTY_SLOTS: usize = 8;
+
+/// The device numbers that can be used on a bus with `present` functions: those that are taken, and the empty slots.
+pub fn slot_limit(present: usize) -> usize {
+    present.saturating_add(EMPTY_SLOTS).min(SLOTS)
+}
 
 /// Why there is no PCI bus.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +45,8 @@ pub struct PciLayout {
 }
 
 impl PciLayout {
-    /// The bus of a guest with `ram`, on which device numbers but those of the bitmap `fixed` are slots.
-    pub fn new(ram: MemorySize, fixed: u32) -> Self {
+    /// The bus of a guest with `ram`, on which device numbers below `limit` but those of the bitmap `fixed` are slots.
+    pub fn new(ram: MemorySize, limit: usize, fixed: u32) -> Self {
         let end = memory::regions(ram.bytes())
             .last()
             .map_or(0, |(base, len)| base + len);
@@ -46,7 +54,8 @@ impl PciLayout {
         Self {
             low: (PCI_WINDOW, PCI_WINDOW_END - 1),
             high: (high, high + PCI_WINDOW_HIGH_LEN - 1),
-            pluggable: !(fixed | 1 << HOST_BRIDGE),
+            pluggable: (0..limit.min(SLOTS)).fold(0, |slots, slot| slots | 1 << slot)
+                & !(fixed | 1 << HOST_BRIDGE),
         }
     }
 }
@@ -71,7 +80,7 @@ mod tests {
     fn windows_are_outside_of_ram_and_of_each_other() {
         for mib in [2, 128, 3328, 3329, 4096, 1 << 20] {
             let ram = MemorySize::from_mib("m", mib).unwrap();
-            let windows = PciLayout::new(ram, 0);
+            let windows = PciLayout::new(ram, SLOTS, 0);
             for (base, len) in memory::regions(ram.bytes()) {
                 for (first, last) in [windows.low, windows.high] {
                     assert!(last < base || base + len <= first, "{mib} MiB");
@@ -86,7 +95,7 @@ mod tests {
     fn host_bridge_is_found_by_both_ways() {
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let ram = MemorySize::from_mib("m", 128).unwrap();
-        build(&PciLayout::new(ram, 0), &mut ports, &mut mmio).unwrap();
+        build(&PciLayout::new(ram, SLOTS, 0), &mut ports, &mut mmio).unwrap();
         let mut by_port = [0; 4];
         assert!(ports.write(CONFIG_PORTS, &0x8000_0000_u32.to_le_bytes()));
         assert!(ports.read(CONFIG_PORTS + 4, &mut by_port));

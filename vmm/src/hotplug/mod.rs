@@ -33,6 +33,7 @@ use crate::events::Events;
 use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
 use crate::memory::GuestMemory;
+use crate::pci::slot_limit;
 use crate::virtio::{self, DeviceHandles, Made, VirtioError};
 use crate::vm::Vm;
 
@@ -102,11 +103,14 @@ impl Hotplug {
         present: Vec<(usize, Option<DeviceId>)>,
     ) -> Arc<Self> {
         let (jobs, receiver) = mpsc::channel();
-        let mut slots = Slots([const { None }; SLOTS]);
+        let mut slots = Slots {
+            limit: slot_limit(present.len()),
+            places: [const { None }; SLOTS],
+        };
         let mut removable = 0;
         for (slot, id) in present {
             removable |= u32::from(id.is_some()) << slot;
-            slots.0[slot] = Some(Slot {
+            slots.places[slot] = Some(Slot {
                 id,
                 ..Slot::default()
             });
@@ -283,7 +287,7 @@ impl Hotplug {
             thread.stop();
             return Err(HotplugError::Slot { id, source });
         }
-        inner.slots.0[slot] = Some(Slot {
+        inner.slots.places[slot] = Some(Slot {
             id: Some(id.clone()),
             thread: Some(thread),
             ..Slot::default()
@@ -337,7 +341,7 @@ impl Hotplug {
         let Some(number) = inner.slots.find(&id) else {
             return Err(HotplugError::Unknown { id });
         };
-        match &inner.slots.0[number] {
+        match &inner.slots.places[number] {
             Some(slot) if slot.request.is_some() => Err(HotplugError::AlreadyAsked { id }),
             _ => Ok(number),
         }
@@ -349,7 +353,7 @@ impl Hotplug {
         inner.ended = true;
         let mut threads = Vec::new();
         let mut replies = Vec::new();
-        for mut slot in inner.slots.0.iter_mut().filter_map(Option::take) {
+        for mut slot in inner.slots.places.iter_mut().filter_map(Option::take) {
             threads.extend(slot.thread.take());
             if let (Some(id), Some(request)) = (slot.id, slot.request) {
                 replies.push((request.reply, HotplugError::Ended { id }));
@@ -382,7 +386,7 @@ impl Hotplug {
             };
             if slot.leaving.is_some() {
                 if slot.leave()
-                    && let Some(slot) = inner.slots.0[number].take()
+                    && let Some(slot) = inner.slots.places[number].take()
                 {
                     ended.extend(slot.id.map(|id| (id, slot.request, None)));
                 }

@@ -61,31 +61,45 @@ impl Slot {
 }
 
 /// All device numbers.
-pub(super) struct Slots(pub(super) [Option<Slot>; SLOTS]);
+pub(super) struct Slots {
+    /// The guest knows the slots below it.
+    pub(super) limit: usize,
+    /// What is there.
+    pub(super) places: [Option<Slot>; SLOTS],
+}
 
 impl Slots {
     /// The device number of the device `id`.
     pub(super) fn find(&self, id: &DeviceId) -> Option<usize> {
         let is = |slot: &Option<Slot>| slot.as_ref().is_some_and(|s| s.id.as_ref() == Some(id));
-        self.0.iter().position(is)
+        self.places.iter().position(is)
     }
 
     /// The lowest device number that is free.
     pub(super) fn free(&self) -> Option<usize> {
-        self.0.iter().position(Option::is_none)
+        self.places
+            .iter()
+            .take(self.limit)
+            .position(Option::is_none)
     }
 
     pub(super) fn get(&mut self, slot: usize) -> Option<&mut Slot> {
-        self.0.get_mut(slot)?.as_mut()
+        self.places.get_mut(slot)?.as_mut()
     }
 
     /// Whether a device is on its way out.
     pub(super) fn any_leaving(&self) -> bool {
-        self.0.iter().flatten().any(|slot| slot.leaving.is_some())
+        self.places
+            .iter()
+            .flatten()
+            .any(|slot| slot.leaving.is_some())
     }
 
     /// Whether the host waits for the guest.
     pub(super) fn any_requested(&self) -> bool {
-        self.0.iter().flatten().any(|slot| slot.request.is_some())
+        self.places
+            .iter()
+            .flatten()
+            .any(|slot| slot.request.is_some())
     }
 }

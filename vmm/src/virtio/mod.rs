@@ -34,7 +34,7 @@ use crate::hotplug::DeviceId;
 use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
 use crate::memory::GuestMemory;
 use crate::output::Output;
-use crate::pci::PciLayout;
+use crate::pci::{PciLayout, slot_limit};
 use crate::vm::{Vm, VmError};
 use crate::{metrics, mmds};
 
@@ -372,7 +372,11 @@ impl Places {
 /// Where the devices of `config` are: known before they exist, for ACPI and the command line.
 pub fn places(config: &VmConfig) -> Result<Places, VirtioError> {
     if config.pci {
-        let layout = PciLayout::new(config.memory, fixed_slots(config));
+        let layout = PciLayout::new(
+            config.memory,
+            slot_limit(1 + config.virtio_devices()),
+            fixed_slots(config),
+        );
         return Ok(Places::Pci(layout));
     }
     mmio_places(config).map(Places::Mmio)

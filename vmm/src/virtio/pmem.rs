@@ -43,7 +43,7 @@ pub(super) struct Places(u64);
 impl Places {
     pub(super) fn new(ram: MemorySize) -> Self {
         // The same with and without PCI.
-        Self(PciLayout::new(ram, 0).high.1 + 1)
+        Self(PciLayout::new(ram, 0, 0).high.1 + 1)
     }
 
     fn take(&mut self, size: u64) -> u64 {
@@ -178,7 +178,7 @@ mod tests {
             assert_eq!((region.size, region.host % ALIGNMENT), (ALIGNMENT, 0));
             region
         });
-        assert_eq!(regions[0].guest, PciLayout::new(memory, 0).high.1 + 1);
+        assert_eq!(regions[0].guest, PciLayout::new(memory, 0, 0).high.1 + 1);
         assert_eq!(regions[1].guest, regions[0].guest + ALIGNMENT);
     }
 

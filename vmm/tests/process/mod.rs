@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use tempfile::NamedTempFile;
 
@@ -132,6 +132,17 @@ pub fn talk(
     converse(config, arguments, b"", answer)
 }
 
+/// A VMM that does not outlive its test, should that fail in between.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It has ended already, if all is well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn converse(
     config: &Config,
     arguments: &[&str],
@@ -159,8 +170,9 @@ fn converse(
     let fd = theirs.as_raw_fd();
     // SAFETY: the closure makes one system call, which is safe after fork.
     unsafe { command.pre_exec(move || place_control_socket(fd)) };
-    let mut child = command.spawn().unwrap();
+    let mut child = Ended(command.spawn().unwrap());
     drop(theirs);
+    let child = &mut child.0;
     child.stdin.take().unwrap().write_all(input).unwrap();
 
     let mut events = Vec::new();
