@@ -72,7 +72,7 @@ const PARTS: [Part; 7] = [
         measure: |benches| net::measure(&benches.laboratory),
     },
     Part {
-        names: &["vmm.start_", "vmm.overhead_kib.bare"],
+        names: &["vmm.start_", "vmm.jail_ms", "vmm.overhead_kib.bare"],
         what: "starts of one guest, by daruma-vmm and by QEMU's microvm",
         measure: |benches| start::measure(&benches.laboratory),
     },
