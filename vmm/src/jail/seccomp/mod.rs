@@ -84,9 +84,10 @@ impl ThreadKind {
     pub fn rules(self) -> Vec<Rule> {
         let own = match self {
             Self::Process => {
+                // The rules of a call are tried one after the other, and most calls are a vCPU's that runs.
                 let threads = [
-                    Self::Event,
                     Self::Vcpu,
+                    Self::Event,
                     Self::Device,
                     Self::Api,
                     Self::Hotplug,

@@ -154,7 +154,11 @@ pub fn compile(
             *chains = None;
         } else if let Some(chains) = chains {
             let conditions = rule.when.iter().map(Argument::compile);
-            chains.push(CompiledRule::new(conditions.collect::<Result<_, _>>()?)?);
+            let chain = CompiledRule::new(conditions.collect::<Result<_, _>>()?)?;
+            // Several kinds of threads have it; the kernel goes through a filter for each call there is when it installs it.
+            if !chains.contains(&chain) {
+                chains.push(chain);
+            }
         }
     }
     Ok(calls
