@@ -100,6 +100,10 @@ fn a_paused_guest_does_nothing_and_goes_on_where_it_was() {
         assert_eq!(vmm.state(), "Running");
     }
     vmm.done("PATCH", "/vm", r#"{"state": "Paused"}"#);
+    let latencies = &vmm.get("/metrics")["latencies_us"];
+    for what in ["pause_vm", "vmm_pause_vm", "resume_vm", "vmm_resume_vm"] {
+        assert_ne!(latencies[what].as_u64(), Some(0), "{latencies}");
+    }
     vmm.type_in(b"b");
     thread::sleep(Duration::from_millis(300));
     assert_eq!(

@@ -175,7 +175,7 @@ pub const ATTACKS: &[Attack] = &[
         Ok(())
     }),
     check("connections-without-end-to-a-listener", |driver| {
-        // The tests listen on this port and never accept.
+        // Where a test listens on the host's side of this port, it never accepts; elsewhere the connection is refused.
         for port in 0..300 {
             let packet = Packet {
                 destination_port: 1024,
