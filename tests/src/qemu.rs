@@ -54,7 +54,7 @@ pub struct Qemu {
 }
 
 /// Whether this computer can lend hardware virtualization to a nested host.
-fn hardware_nesting() -> bool {
+pub(crate) fn hardware_nesting() -> bool {
     ["kvm_intel", "kvm_amd"].iter().any(|module| {
         std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
             .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
