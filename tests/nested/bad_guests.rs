@@ -41,10 +41,10 @@ fn pocket(name: &str, extra: &str) -> String {
 
 #[test]
 fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
-    forgive_one_fall(all_of_them)
+    forgive_one_fall(attempt)
 }
 
-fn all_of_them() -> Result<()> {
+fn attempt() -> Result<()> {
     let machine_file = [
         "[machine]\nname = \"laboratory\"\n".to_owned(),
         pocket("good", ""),

@@ -1,8 +1,8 @@
 //! What an emulated processor may do that a real one does not.
 //!
-//! QEMU 7.2 emulates AMD's virtualization with faults of its own: it may deliver an injected interrupt twice. Once a vCPU's
-//! thread in the host's kernel was seen to take page fault after page fault with the guest's GS base, in a stretch of code
-//! that no interrupt should reach. How that comes about is not known; a guest cannot do it on a real processor, where
+//! QEMU 7.2 emulates AMD's virtualization with faults of its own: it may deliver an injected interrupt twice. And now and
+//! then a vCPU's thread in the host's kernel is seen to take page fault after page fault with the guest's GS base, after an
+//! interrupt. How that comes about is not known; a guest cannot do it on a real processor, where
 //! nothing but the processor swaps the two. So a test in which the *host's* kernel falls, and only such a one, runs once
 //! more, and says so.
 

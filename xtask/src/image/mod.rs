@@ -30,7 +30,7 @@ const MAX_PAYLOAD_BYTES: u64 = 5 << 20;
 /// Both consoles; only what the kernel dies of, so that the host's own lines stand alone; and a machine that fell over
 /// stands up again. The last two save time at boot: 4 MiB of bounce buffers instead of 64 to clear, and no wait of
 /// 200 ms for each SATA port, which QEMU's do not need.
-const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=3 panic=10 \
+const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=3 oops=panic panic=10 \
                        swiotlb=2048 libata.force=nodbdelay";
 
 /// zstd's strongest: it costs a second here and nothing there.
