@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use tests::Image;
-use tests::emulator::forgive_one_fall;
+use tests::emulator::forgive_falls;
 use tests::image::place;
 use tests::qemu::Builder;
 
@@ -41,7 +41,7 @@ fn pocket(name: &str, extra: &str) -> String {
 
 #[test]
 fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
-    forgive_one_fall(attempt)
+    forgive_falls(attempt)
 }
 
 fn attempt() -> Result<()> {

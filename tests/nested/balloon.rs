@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use tests::Image;
-use tests::emulator::forgive_one_fall;
+use tests::emulator::forgive_falls;
 use tests::qemu::Builder;
 
 use crate::shell::ask;
@@ -37,7 +37,7 @@ await login:; say root; await '# '
 
 #[test]
 fn what_a_guest_frees_goes_back_to_the_host() -> Result<()> {
-    forgive_one_fall(attempt)
+    forgive_falls(attempt)
 }
 
 fn attempt() -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use tests::emulator::forgive_one_fall;
+use tests::emulator::forgive_falls;
 use tests::qemu::Builder;
 use tests::{Image, image};
 
@@ -35,7 +35,7 @@ source = "disk:blank.img"
 #[test]
 fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes_effect()
 -> Result<()> {
-    forgive_one_fall(attempt)
+    forgive_falls(attempt)
 }
 
 fn attempt() -> Result<()> {

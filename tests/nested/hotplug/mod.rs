@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use tests::emulator::forgive_one_fall;
+use tests::emulator::forgive_falls;
 use tests::linux::{busybox, initramfs};
 use tests::qemu::Builder;
 use tests::{Image, image};
@@ -102,7 +102,7 @@ fn compile(source: &str, folder: &Path) -> Result<Vec<u8>> {
 
 #[test]
 fn a_drive_and_a_network_interface_come_and_go_twenty_times() -> Result<()> {
-    forgive_one_fall(attempt)
+    forgive_falls(attempt)
 }
 
 fn attempt() -> Result<()> {
