@@ -15,6 +15,7 @@
 //! kind of thread it was and ends the process. Where that signal is blocked or its handler cannot run, the kernel kills
 //! the process by itself.
 
+mod allocator;
 mod api;
 mod common;
 mod device;
@@ -159,6 +160,7 @@ impl Seccomp {
     /// The signal handler cannot be installed.
     pub fn on() -> Result<Self, SeccompError> {
         trap::install().map_err(SeccompError::Handler)?;
+        allocator::keep_to_one_arena();
         privileges::limit_arenas();
         Ok(Self(Some(Arc::default())))
     }
