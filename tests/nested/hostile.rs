@@ -262,6 +262,7 @@ fn check(transcript: &str, name: &str) -> Result<BTreeMap<String, u64>> {
 }
 
 #[test]
+#[ignore = "under QEMU's emulated SVM the hostile guest itself triple-faults now and then; on /dev/kvm it runs in vmm/tests/hostile"]
 fn a_hostile_guest_harms_neither_its_vmm_nor_its_neighbours() -> Result<()> {
     forgive_falls(attempt)
 }
