@@ -28,6 +28,7 @@ pub mod rule;
 mod trap;
 mod vcpu;
 
+use std::collections::hash_map::RandomState;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
@@ -161,6 +162,9 @@ impl Seccomp {
     pub fn on() -> Result<Self, SeccompError> {
         trap::install().map_err(SeccompError::Handler)?;
         allocator::keep_to_one_arena();
+        // A static program has its random numbers from /dev/urandom, which the standard library and the crate each keep
+        // open from the first time on: later, no thread may open it. Where that fails, who needs them says so.
+        let _ = (RandomState::new(), getrandom::fill(&mut [0]));
         privileges::limit_arenas();
         Ok(Self(Some(Arc::default())))
     }
