@@ -56,8 +56,9 @@ fn attempt() -> Result<()> {
     // A login works, and Ctrl-C reaches the guest and nothing else.
     view(console, 2)?;
     log_in(console, Some("daruma"))?;
-    // Not before the command runs: a shell that is just reading the line may swallow the key with its prompt.
-    console.send("echo bu''sy; sleep 100000\r")?;
+    // Not before the command runs, and says so itself: a shell that is interrupted while it starts one may take the
+    // terminal's prompt for its own while the command has the terminal, and ends.
+    console.send("sh -c 'echo bu\"\"sy; exec sleep 100000'\r")?;
     console.expect("busy")?;
     console.send("\u{3}")?;
     console.expect("# ")?;

@@ -50,13 +50,6 @@ fn limit(resource: Resource, wanted: u64) -> io::Result<()> {
     Ok(setrlimit(resource, wanted, wanted)?)
 }
 
-/// Keeps the allocator from looking into /sys for the number of processors when the ninth thread comes.
-pub(super) fn limit_arenas() {
-    const ARENAS: c_int = 8;
-    // SAFETY: changes a number of the allocator's. Whoever refuses it has no arenas.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
-}
-
 fn drop_capabilities() -> io::Result<()> {
     // `struct __user_cap_header_struct` and two `struct __user_cap_data_struct` (Linux's `capability.h`, version 3).
     const VERSION_3: u32 = 0x2008_0522;

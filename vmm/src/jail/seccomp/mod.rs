@@ -36,7 +36,6 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 pub use self::rule::Rule;
 pub use self::trap::{CODE_DENIED, log, set_log, set_parent};
-use super::privileges;
 
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +164,6 @@ impl Seccomp {
         // A static program has its random numbers from /dev/urandom, which the standard library and the crate each keep
         // open from the first time on: later, no thread may open it. Where that fails, who needs them says so.
         let _ = (RandomState::new(), getrandom::fill(&mut [0]));
-        privileges::limit_arenas();
         Ok(Self(Some(Arc::default())))
     }
 
