@@ -64,7 +64,7 @@ fn seeds() -> Vec<Vec<u8>> {
         .collect()
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| {
     let [cut, data @ ..] = data else {
         return;
     };

@@ -42,7 +42,7 @@ impl World for Host {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let poll = Poll::new(Duration::from_secs(1000), |_| {}).expect("a timer");
     let interval = poll.interval();
     let options = Options {

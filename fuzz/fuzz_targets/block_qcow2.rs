@@ -126,7 +126,7 @@ impl Disk {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| {
     let [bits, data @ ..] = data else {
         return;
     };

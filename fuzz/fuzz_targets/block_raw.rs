@@ -9,7 +9,7 @@ use fuzz::driver::drive;
 /// Sectors of the disk.
 const SECTORS: u64 = 128;
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let [flags, data @ ..] = data else {
         return fuzz::Corpus::Reject;
     };

@@ -114,7 +114,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| {
     let [kind, data @ ..] = data else {
         return;
     };

@@ -18,7 +18,7 @@ fn seeds() -> Vec<Vec<u8>> {
         .into()
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let (text, other) = text.split_once('\0').unwrap_or((&text, ""));
     fuzzing::texts(text, other);

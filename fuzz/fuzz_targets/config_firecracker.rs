@@ -20,7 +20,7 @@ const SEED: &str = r#"{
  "logger": null, "metrics": null, "mmds-config": null
 }"#;
 
-fuzz::fuzz_target!(init: fuzz::seeds(|| vec![SEED.as_bytes().to_vec()]), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(|| vec![SEED.as_bytes().to_vec()]), |data: &[u8]| {
     let Ok(document) = firecracker::parse(data, Path::new("fuzz")) else {
         return;
     };

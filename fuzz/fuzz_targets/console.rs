@@ -74,7 +74,7 @@ impl World for People {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let (terminal, keyboard) = pair();
     let door = Queue::new();
     let input = File::from(OwnedFd::from(terminal.try_clone().expect("a descriptor")));

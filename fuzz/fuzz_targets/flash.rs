@@ -74,7 +74,7 @@ fn walk(region: &[u8]) {
     let _ = cbfs.find("daruma/kernel");
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| {
     walk(data);
     let _ = fmap::flash_in_window(data);
     if let Ok(map) = Fmap::find(data) {

@@ -104,7 +104,7 @@ impl World for Process {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let (said, steps) = data.split_at(data.len().min(64));
     let Ok(said) = script(&mut Unstructured::new(said)) else {
         return fuzz::Corpus::Reject;

@@ -85,7 +85,7 @@ thread_local! {
         LazyCell::new(|| memory::anonymous(&[(GuestAddress(0), MEMORY)]).expect("8 MiB"));
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| {
     let [protocol, initrd, data @ ..] = data else {
         return;
     };

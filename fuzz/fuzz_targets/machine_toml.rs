@@ -36,7 +36,7 @@ kernel = "disk"
 ready = "boot-timer"
 "#;
 
-fuzz::fuzz_target!(init: fuzz::seeds(|| vec![SEED.as_bytes().to_vec()]), |data: &[u8]| {
+fuzz::fuzz_target!(init: fuzz::begin(|| vec![SEED.as_bytes().to_vec()]), |data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let limits = Limits {
         host_memory_mib: Some(1024),

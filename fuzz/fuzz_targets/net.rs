@@ -71,7 +71,7 @@ impl World for Neighbour {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let kind = SockType::SeqPacket;
     let flags = SockFlag::SOCK_NONBLOCK;
     let (near, far) =

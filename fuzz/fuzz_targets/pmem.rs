@@ -20,7 +20,7 @@ impl Backing for Medium {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let device = Pmem::new(1 << 32, 2 << 20, Medium(0));
     drive(Box::new(device), &mut Nothing, data)
 });

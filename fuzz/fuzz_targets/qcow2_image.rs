@@ -25,7 +25,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(seeds), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(seeds), |data: &[u8]| -> fuzz::Corpus {
     let [flags, data @ ..] = data else {
         return fuzz::Corpus::Reject;
     };

@@ -4,6 +4,6 @@
 use devices::virtio::rng::Rng;
 use fuzz::driver::{Nothing, drive};
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     drive(Box::new(Rng::new()), &mut Nothing, data)
 });

@@ -3,4 +3,4 @@
 
 use devices::virtio::testing::Transport;
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| fuzz::transport::drive(Transport::Pci, data));
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| fuzz::transport::drive(Transport::Pci, data));

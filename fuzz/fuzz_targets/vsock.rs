@@ -121,7 +121,7 @@ impl World for Programs {
     }
 }
 
-fuzz::fuzz_target!(init: fuzz::seeds(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
+fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus {
     let (callers, ends) = (Callers::new(), Ends::default());
     let sockets = Sockets {
         callers: callers.clone(),

@@ -145,11 +145,9 @@ fn fuzz_targets(paths: &Paths) -> Result<Part> {
         ));
         match &outcome.failure {
             None => tally.passed += 1,
-            Some(_) => {
+            Some(failure) => {
                 tally.failed += 1;
-                tally
-                    .failures
-                    .push(format!("fuzz target {}", outcome.target));
+                tally.failures.push(format!("fuzz target {failure}"));
             }
         }
     }

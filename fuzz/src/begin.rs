@@ -1,13 +1,22 @@
-//! What a target begins with, made by itself: no files of bytes in the repository.
+//! How a target begins: with seeds that it makes by itself, so that no files of bytes are in the repository, and as every
+//! program in Rust does.
+
+#![expect(unsafe_code, reason = "a signal is ignored")]
 
 use std::fs;
 use std::path::Path;
+
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// Where whoever starts a target wants its seeds.
 const FOLDER: &str = "DARUMA_FUZZ_SEEDS";
 
 /// Writes what `make` makes to the folder that is named in the environment, if one is. libFuzzer reads it after that.
-pub fn seeds(make: impl FnOnce() -> Vec<Vec<u8>>) {
+pub fn begin(make: impl FnOnce() -> Vec<Vec<u8>>) {
+    // `main` is libFuzzer's, so the standard library has not done it: a peer that is gone is an error to a write, and no
+    // end of the process.
+    // SAFETY: there is no handler, and no other thread yet.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }.expect("a signal that can be ignored");
     let Some(folder) = std::env::var_os(FOLDER) else {
         return;
     };
