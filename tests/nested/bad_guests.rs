@@ -3,7 +3,6 @@
 
 use anyhow::{Result, ensure};
 use tests::Image;
-use tests::emulator::forgive_falls;
 use tests::image::place;
 use tests::qemu::Builder;
 
@@ -41,10 +40,6 @@ fn pocket(name: &str, extra: &str) -> String {
 
 #[test]
 fn one_guests_bad_config_or_end_never_stops_the_others() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let machine_file = [
         "[machine]\nname = \"laboratory\"\n".to_owned(),
         pocket("good", ""),

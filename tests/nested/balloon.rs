@@ -3,7 +3,6 @@
 
 use anyhow::{Context, Result, ensure};
 use tests::Image;
-use tests::emulator::forgive_falls;
 use tests::qemu::Builder;
 
 use crate::shell::ask;
@@ -37,10 +36,6 @@ await login:; say root; await '# '
 
 #[test]
 fn what_a_guest_frees_goes_back_to_the_host() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     const WRITTEN_KIB: u64 = 48 << 10;
 
     let image = Image::built()?;

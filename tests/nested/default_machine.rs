@@ -1,7 +1,6 @@
 //! The default machine: three guests at once, their consoles, their falls, their disks.
 
 use anyhow::{Result, ensure};
-use tests::emulator::forgive_falls;
 use tests::http::{free_port, page};
 use tests::qemu::Builder;
 use tests::{Image, Qemu};
@@ -30,10 +29,6 @@ fn boot(image: &Image, disk: &std::path::Path, port: u16) -> Result<Qemu> {
 
 #[test]
 fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let disk = image.private_disk(folder.path())?;

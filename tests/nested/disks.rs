@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use tests::emulator::forgive_falls;
 use tests::linux::{busybox, initramfs};
 use tests::qemu::Builder;
 use tests::{Image, image};
@@ -94,10 +93,6 @@ fn qemu_img(arguments: &[&str], paths: &[&Path]) -> Result<()> {
 
 #[test]
 fn what_a_guest_writes_is_what_it_reads_and_what_is_in_the_image() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::console::HUNG;
-use tests::emulator::forgive_falls;
 use tests::http::{free_port, get, page};
 use tests::qemu::Builder;
 use tests::{Console, Image};
@@ -125,10 +124,6 @@ fn address_of(console: &mut Console, guest: &str) -> Result<Ipv4Addr> {
 
 #[test]
 fn guests_are_on_the_network_and_published_ports_lead_to_them() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let rom = folder.path().join("networks.rom");

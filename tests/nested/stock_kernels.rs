@@ -3,7 +3,6 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use tests::emulator::forgive_falls;
 use tests::qemu::Builder;
 use tests::{Image, image};
 
@@ -35,10 +34,6 @@ source = "disk:blank.img"
 #[test]
 fn debians_own_kernels_boot_by_the_entry_on_their_disk_and_a_changed_entry_takes_effect()
 -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let tree = folder.path().join("tree");

@@ -8,7 +8,6 @@
 //! No test asserts wall time. The limits in [`console`] only turn a hang into a failure.
 
 pub mod console;
-pub mod emulator;
 pub mod http;
 pub mod image;
 pub mod linux;

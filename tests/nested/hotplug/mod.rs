@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use tests::emulator::forgive_falls;
 use tests::linux::{busybox, initramfs};
 use tests::qemu::Builder;
 use tests::{Image, image};
@@ -102,10 +101,6 @@ fn compile(source: &str, folder: &Path) -> Result<Vec<u8>> {
 
 #[test]
 fn a_drive_and_a_network_interface_come_and_go_twenty_times() -> Result<()> {
-    forgive_falls(attempt)
-}
-
-fn attempt() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
