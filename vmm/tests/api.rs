@@ -7,9 +7,10 @@
 mod client;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod guest;
+mod trace;
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -514,7 +515,7 @@ fn clients_that_stall_or_flood_do_not_touch_a_guest_that_runs() {
 fn a_socket_that_exists_is_refused_and_left_alone() {
     let vmm = Vmm::start(&[]);
     let another = |path: &std::path::Path| {
-        let output = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+        let output = trace::vmm()
             .arg("--api-sock")
             .arg(path)
             .stdin(Stdio::null())
@@ -570,7 +571,7 @@ fn a_configuration_file_that_cannot_be_run_leaves_no_socket_behind() {
         r#"{"boot-source": {"kernel_image_path": "/nowhere"}}"#,
     )
     .unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+    let output = trace::vmm()
         .arg("--api-sock")
         .arg(&socket)
         .arg("--config-file")

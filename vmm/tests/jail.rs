@@ -11,6 +11,7 @@
 
 #[expect(dead_code, reason = "one guest of many is used here")]
 mod guest;
+mod trace;
 
 use std::ffi::CStr;
 use std::fs;
@@ -258,7 +259,7 @@ fn start() -> Vmm {
     let leak = fs::File::open("/etc/passwd").unwrap();
     // SAFETY: changes a flag of an open descriptor.
     unsafe { libc::fcntl(leak.as_raw_fd(), libc::F_SETFD, 0) };
-    let keeper = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+    let keeper = trace::vmm()
         .args(["--no-api", "--jail", "--config-file"])
         .arg(config.path())
         .stdin(Stdio::null())

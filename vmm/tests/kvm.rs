@@ -11,6 +11,7 @@ mod guest;
 mod hostile;
 mod hotplug;
 mod process;
+mod trace;
 
 use guest::Code;
 use process::{Run, config, have_kvm};

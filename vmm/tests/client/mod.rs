@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use api::testing::Contract;
@@ -28,7 +28,7 @@ impl Vmm {
     /// Starts the VMM with `arguments` beside those that say where its API is.
     pub fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+        let mut child = crate::trace::vmm()
             .args(["--id", "test", "--api-sock"])
             .arg(folder.path().join("api"))
             .args(arguments)

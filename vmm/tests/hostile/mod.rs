@@ -137,7 +137,7 @@ impl World {
 
     fn run(&self, boot_args: &str, arguments: &[&str]) -> Outcome {
         fs::write(self.path("config"), self.config(boot_args)).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"))
+        let mut child = crate::trace::vmm()
             .args(["--no-api", "--config-file"])
             .arg(self.path("config"))
             .args(arguments)

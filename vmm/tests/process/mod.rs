@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use tempfile::NamedTempFile;
 
@@ -152,7 +152,7 @@ fn converse(
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &config.text).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_daruma-vmm"));
+    let mut command = crate::trace::vmm();
     command
         .args([
             "--id",

@@ -83,32 +83,47 @@ impl ThreadKind {
 
     /// What it may do.
     pub fn rules(self) -> Vec<Rule> {
-        let own = match self {
-            Self::Process => {
-                // The rules of a call are tried one after the other, and most calls are a vCPU's that runs.
-                let threads = [
-                    Self::Vcpu,
-                    Self::Event,
-                    Self::Device,
-                    Self::Api,
-                    Self::Hotplug,
-                ];
-                let all = threads.into_iter().flat_map(Self::rules);
-                return all.chain(process::RULES.iter().copied()).collect();
+        let own = self.own_rules().iter();
+        match self {
+            // The rules of a call are tried one after the other, and most calls are a vCPU's that runs.
+            Self::Process => [
+                Self::Vcpu,
+                Self::Event,
+                Self::Device,
+                Self::Api,
+                Self::Hotplug,
+            ]
+            .into_iter()
+            .flat_map(Self::rules)
+            .chain(own.copied())
+            .collect(),
+            Self::Keeper => own.copied().collect(),
+            // Its filter is also that of the devices' threads that it starts.
+            Self::Hotplug => {
+                let devices = Self::Device.rules().into_iter();
+                devices.chain(own.copied()).collect()
             }
+            _ => common_rules().iter().chain(own).copied().collect(),
+        }
+    }
+
+    /// Its table, without what others have as well.
+    pub fn own_rules(self) -> &'static [Rule] {
+        match self {
+            Self::Process => process::RULES,
             Self::Event => event::RULES,
             Self::Vcpu => vcpu::RULES,
             Self::Device => device::RULES,
             Self::Api => api::RULES,
-            // Its filter is also that of the devices' threads that it starts.
-            Self::Hotplug => {
-                let devices = Self::Device.rules().into_iter();
-                return devices.chain(hotplug::RULES.iter().copied()).collect();
-            }
-            Self::Keeper => return keeper::RULES.to_vec(),
-        };
-        common::RULES.iter().chain(own).copied().collect()
+            Self::Hotplug => hotplug::RULES,
+            Self::Keeper => keeper::RULES,
+        }
     }
+}
+
+/// What every kind may do but the keeper.
+pub fn common_rules() -> &'static [Rule] {
+    common::RULES
 }
 
 /// Why there is no filter.

@@ -1,6 +1,7 @@
 //! One line of a filter's table: a system call, what its arguments may be, and why a thread makes it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use libc::c_long;
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule as CompiledRule};
@@ -18,6 +19,12 @@ pub struct Rule {
     pub why: &'static str,
     /// Why no test makes this call, if none does.
     pub rare: Option<&'static str>,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:x?} ({})", self.name(), self.when, self.why)
+    }
 }
 
 impl Rule {
