@@ -23,6 +23,7 @@ mod event;
 mod hotplug;
 mod keeper;
 mod process;
+mod program;
 mod requests;
 pub mod rule;
 mod trap;
@@ -214,13 +215,8 @@ impl Seccomp {
 }
 
 fn compile(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
-    SeccompFilter::new(
-        rule::compile(kind.rules())?,
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?
-    .try_into()
+    let rules = rule::compile(kind.rules())?;
+    program::compile(rules, &SeccompAction::Allow, &SeccompAction::Trap)
 }
 
 /// `clone3` has its flags in memory, where no filter sees them. The C library then uses `clone`.
