@@ -100,6 +100,23 @@ impl Ged {
         }
     }
 
+    /// The events that the guest has not read yet, as the bits of its register.
+    pub fn pending(&self) -> u32 {
+        self.pending
+    }
+
+    /// Goes on with the events `pending`. The guest is interrupted for them again.
+    pub fn restore(&mut self, pending: u32) -> io::Result<()> {
+        const KNOWN: u32 = GedEvent::PowerButton as u32
+            | GedEvent::GenerationId as u32
+            | GedEvent::PciSlots as u32;
+        self.pending = pending & KNOWN;
+        match self.pending {
+            0 => Ok(()),
+            _ => self.interrupt.trigger(),
+        }
+    }
+
     /// Reports `event` to the guest.
     pub fn notify(&mut self, event: GedEvent) -> io::Result<()> {
         self.pending |= event as u32;

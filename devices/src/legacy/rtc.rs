@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::MutBusDevice;
 use crate::metrics::RtcMetrics;
 
@@ -53,6 +55,15 @@ const UPDATE_TIME: Duration = Duration::from_micros(244);
 /// A host clock: the current time, counted from the Unix epoch.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
 
+/// What a driver has set.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RtcState {
+    /// The register that the data port is.
+    pub index: u8,
+    /// The battery-backed bytes; those of the time mean nothing.
+    pub bytes: Vec<u8>,
+}
+
 /// The real-time clock.
 pub struct Rtc {
     index: u8,
@@ -94,6 +105,23 @@ impl Rtc {
     /// What it counts.
     pub fn metrics(&self) -> Arc<RtcMetrics> {
         self.metrics.clone()
+    }
+
+    /// What a driver has set.
+    pub fn state(&self) -> RtcState {
+        RtcState {
+            index: self.index,
+            bytes: self.bytes.to_vec(),
+        }
+    }
+
+    /// Goes on from `state`; bytes that it lacks stay as they are. The time is the host's.
+    pub fn restore(&mut self, state: &RtcState) {
+        self.index = state.index & INDEX_MASK;
+        for (byte, saved) in self.bytes.iter_mut().zip(&state.bytes) {
+            *byte = *saved;
+        }
+        self.bytes[usize::from(REGISTER_B)] &= B_WRITABLE;
     }
 
     fn register(&self) -> u8 {

@@ -10,9 +10,12 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use thiserror::Error;
 
 use crate::bus::MutBusDevice;
 use crate::interrupt::Interrupt;
@@ -44,9 +47,42 @@ impl Trigger for Line {
     }
 }
 
+/// All that a driver has set, and input that it has not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[expect(missing_docs, reason = "the registers have the names of the 16550's")]
+pub struct SerialState {
+    pub baud_divisor: (u8, u8),
+    pub interrupt_enable: u8,
+    pub interrupt_identification: u8,
+    pub line_control: u8,
+    pub line_status: u8,
+    pub modem_control: u8,
+    pub modem_status: u8,
+    pub scratch: u8,
+    /// The chip's FIFO.
+    pub received: Vec<u8>,
+    /// Input that it had no room for.
+    pub waiting: Vec<u8>,
+}
+
+/// Why a port cannot go on from a state.
+#[derive(Debug, Error)]
+pub enum SerialError {
+    /// There is more input than a port keeps.
+    #[error("The serial port's state has {bytes} bytes of input, more than {INPUT_CAPACITY}")]
+    Input {
+        /// How many.
+        bytes: usize,
+    },
+    /// The chip refuses it.
+    #[error("The serial port cannot go on: {0}")]
+    Chip(String),
+}
+
 /// A serial port.
 pub struct Serial {
     uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    line: Arc<dyn Interrupt>,
     /// Input the chip's FIFO had no room for.
     waiting: VecDeque<u8>,
     /// Rung when `waiting` has become empty after it was too full to take all input.
@@ -61,7 +97,8 @@ impl Serial {
     /// wait with it, and so would everybody else who needs the port.
     pub fn new(interrupt: Arc<dyn Interrupt>, output: Box<dyn Write + Send>) -> io::Result<Self> {
         Ok(Self {
-            uart: Uart::new(Line(interrupt), output),
+            uart: Uart::new(Line(interrupt.clone()), output),
+            line: interrupt,
             waiting: VecDeque::new(),
             drained: EventFd::new(EFD_NONBLOCK)?,
             starved: false,
@@ -73,6 +110,52 @@ impl Serial {
     /// What it counts.
     pub fn metrics(&self) -> Arc<SerialMetrics> {
         self.metrics.clone()
+    }
+
+    /// All that it holds.
+    pub fn state(&self) -> SerialState {
+        let chip = self.uart.state();
+        SerialState {
+            baud_divisor: (chip.baud_divisor_low, chip.baud_divisor_high),
+            interrupt_enable: chip.interrupt_enable,
+            interrupt_identification: chip.interrupt_identification,
+            line_control: chip.line_control,
+            line_status: chip.line_status,
+            modem_control: chip.modem_control,
+            modem_status: chip.modem_status,
+            scratch: chip.scratch,
+            received: chip.in_buffer,
+            waiting: self.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// Goes on from `state`, printing to `output`. What the guest was interrupted for, and has not seen, it is
+    /// interrupted for again.
+    pub fn restore(
+        &mut self,
+        state: &SerialState,
+        output: Box<dyn Write + Send>,
+    ) -> Result<(), SerialError> {
+        let bytes = state.waiting.len();
+        if bytes > INPUT_CAPACITY {
+            return Err(SerialError::Input { bytes });
+        }
+        let chip = UartState {
+            baud_divisor_low: state.baud_divisor.0,
+            baud_divisor_high: state.baud_divisor.1,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        self.uart = Uart::from_state(&chip, Line(self.line.clone()), NoEvents, output)
+            .map_err(|error| SerialError::Chip(error.to_string()))?;
+        self.waiting = state.waiting.iter().copied().collect();
+        Ok(())
     }
 
     /// Gives `input` to the guest and returns how many bytes were taken; the rest has no room yet.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::bus::MutBusDevice;
@@ -39,7 +40,7 @@ pub const MIN_TICKS: u32 = 10;
 const DEFAULT_TICKS: u32 = 300;
 
 /// What a watchdog would need to go on elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct WatchdogState {
     /// The period in ticks.
     pub period: u32,

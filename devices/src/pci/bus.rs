@@ -87,6 +87,25 @@ impl PciBus {
         Some(slots.get_mut(slot)?.take()?.function)
     }
 
+    /// All functions by their device numbers.
+    pub fn functions(&self) -> Vec<(usize, Arc<dyn PciFunction>)> {
+        let slots = self.slots();
+        let taken = slots.iter().enumerate();
+        taken
+            .filter_map(|(number, slot)| Some((number, slot.as_ref()?.function.clone())))
+            .collect()
+    }
+
+    /// What was last written to the address port, which is all that the bus itself remembers.
+    pub fn port_address(&self) -> u32 {
+        self.port_address.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with `address` at the address port.
+    pub fn set_port_address(&self, address: u32) {
+        self.port_address.store(address, Ordering::Relaxed);
+    }
+
     /// The lowest device number at which there is no function.
     pub fn free(&self) -> Option<usize> {
         self.slots().iter().position(Option::is_none)

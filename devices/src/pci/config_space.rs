@@ -142,6 +142,25 @@ impl ConfigSpace {
         self.bytes[register..register + data.len()].copy_from_slice(data);
     }
 
+    /// All registers.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Sets all registers that a driver can, as they are in `bytes`. The first register that is another and cannot be
+    /// set, if there is one, or the number of bytes if that is wrong; nothing changes then.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), usize> {
+        let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| bytes.len())?;
+        let differs = |at: &usize| (self.bytes[*at] ^ bytes[*at]) & !self.writable[*at] != 0;
+        match (0..LEN).find(differs) {
+            Some(register) => Err(register),
+            None => {
+                self.bytes = *bytes;
+                Ok(())
+            }
+        }
+    }
+
     /// The little-endian 16 bits at `register`.
     pub fn u16_at(&self, register: u16) -> u16 {
         let mut data = [0; 2];

@@ -17,6 +17,8 @@
 //! check, 3 = eject request, ACPI 6.5 §5.6.6) and writes back what it has seen, so that a bit that is set in between is not
 //! lost. Accesses other than of 32 bits to a register's offset read as zero and change nothing.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::MutBusDevice;
 use crate::throttle::Throttle;
 
@@ -32,6 +34,17 @@ pub const EJECT: u64 = 8;
 /// Takes a function that the guest has let go of off the bus: a bitmap of device numbers. Called on the vCPU's thread, so
 /// it must be quick; when it returns, the guest finds the places empty.
 pub type Eject = Box<dyn FnMut(u32) + Send>;
+
+/// What the guest has not been told yet, and what it may let go of: bitmaps of device numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct HotplugState {
+    /// Functions that have come.
+    pub up: u32,
+    /// Functions that shall go.
+    pub down: u32,
+    /// Functions that may go.
+    pub removable: u32,
+}
 
 /// The registers.
 pub struct HotplugRegisters {
@@ -52,6 +65,21 @@ impl HotplugRegisters {
             eject,
             refused: Throttle::default(),
         }
+    }
+
+    /// All that they hold.
+    pub fn state(&self) -> HotplugState {
+        HotplugState {
+            up: self.up,
+            down: self.down,
+            removable: self.removable,
+        }
+    }
+
+    /// Goes on from `state`, as far as it is about functions that are there and may go.
+    pub fn restore(&mut self, state: &HotplugState) {
+        self.up = state.up & self.removable;
+        self.down = state.down & self.removable;
     }
 
     /// There is a new function at `slot`, which the guest may remove. The guest is to be told.

@@ -24,8 +24,15 @@ pub use host_bridge::HostBridge;
 pub use hotplug::HotplugRegisters;
 pub use msix::{MsiMessage, MsiSink, Msix};
 
+use crate::virtio::pci::VirtioPci;
+
 /// One function on the bus. Several vCPUs may call at once.
 pub trait PciFunction: Send + Sync {
+    /// The function as what it is, if it is a virtio device's: the one kind that has a state to be saved.
+    fn as_virtio(&self) -> Option<&VirtioPci> {
+        None
+    }
+
     /// Fills `data` from configuration space at `register`. The access does not leave the function's 4 KiB.
     fn read_config(&self, register: u16, data: &mut [u8]);
 

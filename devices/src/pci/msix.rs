@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::throttle::Throttle;
 
 /// Capability ID.
@@ -18,7 +20,7 @@ const CONTROL_MASK: u16 = 1 << 14;
 const ENTRY_MASKED: u32 = 1 << 0;
 
 /// What a function writes to memory to interrupt a processor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct MsiMessage {
     /// Guest address: which processor.
     pub address: u64,
@@ -37,7 +39,7 @@ pub trait MsiSink: Send + Sync {
 }
 
 /// One entry of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Entry {
     /// The message.
     pub message: MsiMessage,
@@ -48,7 +50,7 @@ pub struct Entry {
 }
 
 /// Table and control as a value, to be saved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MsixState {
     /// Message control: enable and function mask.
     pub control: u16,
@@ -108,6 +110,25 @@ impl Msix {
     /// All that a driver has set.
     pub fn state(&self) -> MsixState {
         self.lock().state.clone()
+    }
+
+    /// Goes on from `state`: what may be sent is routed, and what has waited is sent. `false`, and nothing changes, for a
+    /// state with another number of vectors.
+    pub fn restore(&self, state: &MsixState) -> bool {
+        let mut inner = self.lock();
+        if state.entries.len() != inner.state.entries.len() {
+            return false;
+        }
+        inner.state.control = state.control & CONTROL_WRITABLE;
+        for (entry, saved) in inner.state.entries.iter_mut().zip(&state.entries) {
+            *entry = *saved;
+            // The two lowest bits of an address are zero.
+            entry.message.address &= !3;
+        }
+        for vector in 0..self.vectors {
+            self.update(&mut inner, vector);
+        }
+        true
     }
 
     /// Body of the capability, with the table at `table` and the pending bits at `pending` of BAR 0.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use event_manager::EventSet;
 
 use super::queue::{QueueError, QueueState, Virtqueue};
+use super::saved::{DeviceState, RestoreError};
 use crate::metrics::Metrics;
 
 /// What a device is, before any driver has spoken to it.
@@ -112,6 +113,25 @@ pub trait VirtioDevice: Send {
 
     /// Forgets everything a driver has set. All queues are stopped before.
     fn reset(&mut self);
+
+    /// Why the device cannot be part of a snapshot, if so: what it is lies with somebody else.
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a driver and the device have agreed on beyond features, configuration and queues. All queues are stopped
+    /// before, and started again where they stood after that.
+    fn save(&self) -> DeviceState {
+        DeviceState::Plain
+    }
+
+    /// Goes on from `state`, before any queue is started.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Plain => Ok(()),
+            other => Err(RestoreError::kind(self.traits().device_id, other)),
+        }
+    }
 }
 
 /// Fills `data` with what is at `offset` of a configuration space that is held as bytes; for

@@ -199,6 +199,10 @@ impl VirtioDevice for Fs {
     }
 
     fn reset(&mut self) {}
+
+    fn unsavable(&self) -> Option<&'static str> {
+        Some("what the guest has open there is known to the file system's program alone")
+    }
 }
 
 #[cfg(test)]

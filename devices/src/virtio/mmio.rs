@@ -4,10 +4,12 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::interrupt::VirtioInterrupt;
+use super::saved::{RestoreError, SaveError, VirtioSaved};
 use super::state::{Register, SharedState, VirtioState};
 use super::worker::VirtioWorker;
 use crate::bus::BusDevice;
@@ -75,6 +77,15 @@ impl VirtioInterrupt for MmioInterrupt {
     }
 }
 
+/// A device and this transport's own registers, as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct MmioSaved {
+    /// Interrupt status (§4.2.2).
+    pub interrupt_status: u32,
+    /// The device.
+    pub virtio: VirtioSaved,
+}
+
 /// The registers of one virtio device on the MMIO bus.
 pub struct MmioTransport {
     state: SharedState,
@@ -120,6 +131,26 @@ impl MmioTransport {
     /// The state behind the transport.
     pub fn state(&self) -> &SharedState {
         &self.state
+    }
+
+    /// All that a driver has set, here and in the device, whose lock `state` is.
+    pub fn save(&self, state: &mut VirtioState) -> Result<MmioSaved, SaveError> {
+        let virtio = state.save()?;
+        Ok(MmioSaved {
+            // Behind the device's last interrupt.
+            interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
+            virtio,
+        })
+    }
+
+    /// Goes on from `saved`. What the driver was interrupted for, and has not acknowledged, it is interrupted for again.
+    pub fn restore(&self, saved: &MmioSaved) -> Result<(), RestoreError> {
+        let status = saved.interrupt_status & (USED_BUFFERS | CONFIG_CHANGED);
+        self.lock().restore(&saved.virtio)?;
+        if status != 0 {
+            self.interrupt.signal(status);
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, VirtioState> {

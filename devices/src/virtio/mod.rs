@@ -19,6 +19,9 @@ pub mod pci;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
+pub mod saved;
+#[cfg(test)]
+mod snapshot_tests;
 pub mod state;
 #[cfg(test)]
 mod sweep;

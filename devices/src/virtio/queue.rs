@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{
@@ -80,7 +81,7 @@ pub enum QueueError {
 }
 
 /// What the driver has written to a queue's registers, unchecked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct QueueRegisters {
     /// Number of descriptors.
     pub size: u32,
@@ -95,7 +96,7 @@ pub struct QueueRegisters {
 }
 
 /// Where a stopped queue stood, to go on from there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct QueueState {
     /// Index of the next entry of the available ring to take.
     pub next_available: u16,

@@ -15,6 +15,8 @@
 //! A write out of turn changes nothing and is counted. A driver that breaks a rule the device cannot
 //! ignore gets NEEDS_RESET and an interrupt; the VMM lives on.
 
+mod save;
+
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -27,7 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice};
 use super::interrupt::{QueueInterrupt, VirtioInterrupt};
-use super::queue::{QueueError, QueueRegisters, RING_FEATURES, Virtqueue};
+use super::queue::{QueueError, QueueRegisters, QueueState, RING_FEATURES, Virtqueue};
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 use crate::metrics::{Fault, Metrics};
@@ -409,28 +411,25 @@ impl VirtioState {
     }
 
     fn start_queues(&mut self) {
-        let mut started = Vec::with_capacity(self.queues.len());
-        for (index, (registers, &max_size)) in
-            (0_u16..).zip(self.queues.iter().zip(&self.traits.queue_sizes))
-        {
-            if !registers.ready {
-                continue;
-            }
-            let interrupt = QueueInterrupt::new(self.interrupt.clone(), index);
-            let memory = self.memory.clone();
-            match Virtqueue::new(
-                registers,
-                max_size,
-                self.driver_features,
-                memory,
-                interrupt,
-                None,
-            ) {
-                Ok(queue) => started.push((index, queue)),
-                Err(error) => {
-                    self.count(Fault::Activation);
-                    return self.fail(format_args!("queue {index}"), &error);
-                }
+        let fresh = |registers: &QueueRegisters| registers.ready.then(QueueState::default);
+        let states: Vec<_> = self.queues.iter().map(fresh).collect();
+        if let Err((index, error)) = self.start_queues_at(&states) {
+            self.count(Fault::Activation);
+            self.fail(format_args!("queue {index}"), &error);
+        }
+    }
+
+    /// Starts the queues that have a state, where they stand.
+    fn start_queues_at(&mut self, states: &[Option<QueueState>]) -> Result<(), (u16, QueueError)> {
+        let mut started = Vec::with_capacity(states.len());
+        let kinds = self.queues.iter().zip(&self.traits.queue_sizes);
+        for ((index, state), (registers, &max_size)) in (0_u16..).zip(states).zip(kinds) {
+            if state.is_some() {
+                let interrupt = QueueInterrupt::new(self.interrupt.clone(), index);
+                let (features, memory) = (self.driver_features, self.memory.clone());
+                let queue =
+                    Virtqueue::new(registers, max_size, features, memory, interrupt, *state);
+                started.push((index, queue.map_err(|error| (index, error))?));
             }
         }
         // All or none: a device never runs on half of what its driver meant.
@@ -439,6 +438,7 @@ impl VirtioState {
             // Requests and edges of the device's own descriptors that came before this are forgotten: it looks by itself.
             self.ring(index);
         }
+        Ok(())
     }
 
     fn stop_queues(&mut self) {

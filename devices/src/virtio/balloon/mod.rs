@@ -20,6 +20,7 @@ pub use self::target::Target;
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
+use super::saved::{DeviceState, RestoreError};
 use crate::metrics::{BalloonMetrics, Metrics};
 
 /// The driver can be asked for statistics (`VIRTIO_BALLOON_F_STATS_VQ`).
@@ -241,6 +242,30 @@ impl VirtioDevice for Balloon {
         // Its pages are the guest's again: a driver that starts anew has no balloon.
         self.actual = [0; 4];
         self.accepted = 0;
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon {
+            target_pages: self.target_pages,
+            actual_pages: u32::from_le_bytes(self.actual),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Balloon {
+                target_pages,
+                actual_pages,
+            } => {
+                let what = "the balloon's size";
+                let set = self.target.set(*target_pages);
+                set.map_err(|source| RestoreError::Host { what, source })?;
+                self.target_pages = *target_pages;
+                self.actual = actual_pages.to_le_bytes();
+                Ok(())
+            }
+            other => Err(RestoreError::kind(VIRTIO_ID_BALLOON, other)),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
+use crate::virtio::saved::{DeviceState, RestoreError};
 
 /// Most data bytes moved in one call, where the disk is not asynchronous: the device has other queues, and its state is
 /// locked as long.
@@ -602,6 +603,21 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.disk.features = 0;
         self.disk.lost = false;
+    }
+
+    fn save(&self) -> DeviceState {
+        let lost = self.disk.lost;
+        DeviceState::Block { lost }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Block { lost } => {
+                self.disk.lost = *lost;
+                Ok(())
+            }
+            other => Err(RestoreError::kind(VIRTIO_ID_BLOCK, other)),
+        }
     }
 }
 

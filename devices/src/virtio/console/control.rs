@@ -33,6 +33,8 @@ pub(super) struct Message {
 
 /// Bytes of a message without what may follow it.
 const MESSAGE_LEN: usize = 8;
+/// Most bytes of a message with what follows it: a port's name.
+const MAX_MESSAGE: usize = 4096;
 
 impl Message {
     fn parse(bytes: [u8; MESSAGE_LEN]) -> Self {
@@ -60,6 +62,21 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
+    }
+
+    /// What waits for the driver.
+    pub(super) fn waiting(&self) -> Vec<Vec<u8>> {
+        self.waiting.iter().cloned().collect()
+    }
+
+    /// Lets `messages` wait for the driver, if they can be ours.
+    pub(super) fn restore(&mut self, messages: &[Vec<u8>]) -> bool {
+        let can_be = |message: &Vec<u8>| (MESSAGE_LEN..=MAX_MESSAGE).contains(&message.len());
+        if messages.len() > MAX_WAITING || !messages.iter().all(can_be) {
+            return false;
+        }
+        self.waiting = messages.iter().cloned().collect();
+        true
     }
 
     /// Queues a message with `more` behind it.

@@ -26,6 +26,7 @@ use self::host::Link;
 use self::port::Port;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
+use super::saved::{ConsoleState, DeviceState, RestoreError};
 use crate::interrupt::Interrupt;
 use crate::metrics::{ConsoleMetrics, Metrics};
 
@@ -306,7 +307,7 @@ impl VirtioDevice for Console {
             CONTROL_RECEIVE => self.control.receive.take(),
             CONTROL_TRANSMIT => self.control.transmit.take(),
             _ => match self.port(index)? {
-                (port, true) => port.stop_transmit(),
+                (port, true) => return port.stop_transmit(),
                 (port, false) => port.receive.take(),
             },
         };
@@ -365,9 +366,30 @@ impl VirtioDevice for Console {
     fn reset(&mut self) {
         self.control.clear();
         self.multiport = false;
-        for port in &mut self.ports {
-            port.open = false;
+        self.ports.iter_mut().for_each(Port::reset);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Console(ConsoleState {
+            size: self.size,
+            waiting: self.control.waiting(),
+            ports: self.ports.iter().map(Port::save).collect(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Console(state) = state else {
+            return Err(RestoreError::kind(VIRTIO_ID_CONSOLE, state));
+        };
+        RestoreError::count("ports", state.ports.len(), self.ports.len())?;
+        let ports = self.ports.iter_mut().zip(&state.ports);
+        let ports = ports.fold(true, |all, (port, state)| port.restore(state) && all);
+        if !ports || !self.control.restore(&state.waiting) {
+            let what = "more waits in a console than it keeps";
+            return Err(RestoreError::Contradiction { what });
         }
+        self.size = state.size;
+        Ok(())
     }
 }
 

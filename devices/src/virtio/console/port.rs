@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::super::chain::Chain;
 use super::super::device::Progress;
-use super::super::queue::{QueueError, Virtqueue};
+use super::super::queue::{QueueError, QueueState, Virtqueue};
+use super::super::saved::PortState;
 use super::host::{Input, Link};
 use crate::metrics::ConsoleMetrics;
 
@@ -32,6 +33,10 @@ pub(super) struct Port {
     /// Output the host has not taken yet, of the request in `pending`.
     output: Vec<u8>,
     pending: Option<Chain>,
+    /// Bytes of the request in `pending` that were read.
+    consumed: u32,
+    /// Bytes of the next request that the host has taken already, before the queue was stopped.
+    taken: u32,
     chain: Chain,
     metrics: Arc<ConsoleMetrics>,
 }
@@ -55,6 +60,8 @@ impl Port {
             input: Vec::new(),
             output: Vec::new(),
             pending: None,
+            consumed: 0,
+            taken: 0,
             chain: Chain::new(),
             metrics,
         }
@@ -151,6 +158,8 @@ impl Port {
                         }
                         break;
                     }
+                    self.consumed = std::mem::take(&mut self.taken);
+                    chain.readable.skip(self.consumed);
                     chain
                 }
             };
@@ -162,6 +171,8 @@ impl Port {
             } else {
                 self.output.resize(length.min(BUFFER), 0);
                 chain.readable.read(&memory, &mut self.output)?;
+                let read = u32::try_from(self.output.len()).unwrap_or(u32::MAX);
+                self.consumed = self.consumed.saturating_add(read);
                 self.pending = Some(chain);
             }
             left -= 1;
@@ -172,14 +183,47 @@ impl Port {
         Ok(left == 0)
     }
 
-    /// Gives back what is in flight: output that the host does not take at once is lost.
-    pub(super) fn stop_transmit(&mut self) -> Option<Virtqueue> {
-        let mut queue = self.transmit.take()?;
+    /// Where the transmitting queue stands, a request that the host has not taken whole counted as not taken: who goes on
+    /// with the queue goes on in its middle.
+    pub(super) fn stop_transmit(&mut self) -> Option<QueueState> {
+        let state = self.transmit.take()?.state();
+        let Some(_) = self.pending.take() else {
+            return Some(state);
+        };
+        let waiting = u32::try_from(self.output.len()).unwrap_or(u32::MAX);
         self.output.clear();
-        if let Some(chain) = self.pending.take() {
-            // The queue's memory was good a moment ago; if it is not now, nobody is there to be told.
-            let _ = queue.complete(chain.head(), 0);
+        self.taken = self.consumed.saturating_sub(waiting);
+        Some(QueueState {
+            next_available: state.next_available.wrapping_sub(1),
+            ..state
+        })
+    }
+
+    /// Forgets the driver.
+    pub(super) fn reset(&mut self) {
+        self.open = false;
+        self.taken = 0;
+    }
+
+    /// What the driver and the host have agreed on. The transmitting queue is stopped.
+    pub(super) fn save(&self) -> PortState {
+        PortState {
+            open: self.open,
+            told: self.told,
+            input: self.input.clone(),
+            taken: self.taken,
         }
-        Some(queue)
+    }
+
+    /// Goes on from `state`, if it can be a port's.
+    pub(super) fn restore(&mut self, state: &PortState) -> bool {
+        if state.input.len() > BUFFER {
+            return false;
+        }
+        self.open = state.open;
+        self.told = state.told;
+        self.input.clone_from(&state.input);
+        self.taken = state.taken;
+        true
     }
 }

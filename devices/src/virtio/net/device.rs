@@ -21,6 +21,7 @@ use crate::metrics::{Metrics, NetMetrics};
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
+use crate::virtio::saved::{DeviceState, RestoreError};
 
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: u16 = 0;
@@ -252,6 +253,21 @@ impl VirtioDevice for Net {
         self.wire.set_offloads(Offloads::default());
         if let Some(within) = self.wire.interceptor() {
             within.reset();
+        }
+    }
+
+    fn save(&self) -> DeviceState {
+        let mac = self.options.mac;
+        DeviceState::Net { mac }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Net { mac } => {
+                self.options.mac = *mac;
+                Ok(())
+            }
+            other => Err(RestoreError::kind(VIRTIO_ID_NET, other)),
         }
     }
 }

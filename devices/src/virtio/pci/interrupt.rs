@@ -63,6 +63,17 @@ impl PciInterrupt {
         self.status.store(0, Ordering::SeqCst);
     }
 
+    /// ISR status, which looking at does not clear.
+    pub(super) fn status(&self) -> u8 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// Sets ISR status as it was.
+    pub(super) fn set_status(&self, status: u8) {
+        self.status
+            .store(status & (QUEUE | CONFIG), Ordering::SeqCst);
+    }
+
     fn slot(&self, of: Option<u32>) -> Option<&AtomicU16> {
         match of {
             None => Some(&self.config),

@@ -12,6 +12,7 @@
 mod capabilities;
 mod common;
 mod interrupt;
+mod save;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::capabilities::Capabilities;
 use self::interrupt::PciInterrupt;
+pub use self::save::PciSaved;
 use super::device::VirtioDevice;
 use super::state::{SharedState, VirtioState};
 use super::worker::VirtioWorker;
@@ -205,6 +207,10 @@ fn part(offset: u64) -> (u64, u64) {
 }
 
 impl PciFunction for VirtioPci {
+    fn as_virtio(&self) -> Option<&VirtioPci> {
+        Some(self)
+    }
+
     fn read_config(&self, register: u16, data: &mut [u8]) {
         let window = self
             .capabilities

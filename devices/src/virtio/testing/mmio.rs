@@ -23,11 +23,13 @@ pub(super) fn plug(
     Plugged {
         state: transport.state().clone(),
         bus_device: transport.clone(),
+        #[cfg(test)]
+        transport: super::snapshot::AnyTransport::Mmio(transport.clone()),
         registers: Box::new(Mmio(transport)),
     }
 }
 
-struct Mmio(Arc<MmioTransport>);
+pub(super) struct Mmio(pub(super) Arc<MmioTransport>);
 
 impl Mmio {
     fn load(&self, offset: u64) -> u32 {

@@ -7,6 +7,8 @@
 mod mmio;
 pub(crate) mod pci;
 mod ring;
+#[cfg(test)]
+pub(crate) mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -117,6 +119,8 @@ pub struct TestGuest {
     pub memory: Arc<GuestMemory>,
     registers: Box<dyn Registers + Send>,
     bus_device: Arc<dyn BusDevice>,
+    #[cfg(test)]
+    transport: snapshot::AnyTransport,
     state: SharedState,
     doorbells: Arc<[EventFd]>,
     line: EventFd,
@@ -159,6 +163,8 @@ impl TestGuest {
             memory,
             registers: plugged.registers,
             bus_device: plugged.bus_device,
+            #[cfg(test)]
+            transport: plugged.transport,
             state: plugged.state,
             doorbells,
             line,
@@ -426,6 +432,8 @@ impl TestGuest {
 struct Plugged {
     registers: Box<dyn Registers + Send>,
     bus_device: Arc<dyn BusDevice>,
+    #[cfg(test)]
+    transport: snapshot::AnyTransport,
     state: SharedState,
 }
 

@@ -81,19 +81,22 @@ pub(super) fn plug(
     let function = Arc::new(function.expect("eventfds for doorbells"));
     let state = function.state().clone();
     let bus = PciBus::new();
-    bus.insert(1, function).expect("an empty bus");
+    bus.insert(1, function.clone()).expect("an empty bus");
     let driver = Driver::probe(&bus, vectors);
     Plugged {
         state,
         bus_device: bus.window(BAR),
+        #[cfg(test)]
+        transport: super::snapshot::AnyTransport::Pci(function, driver.clone()),
         registers: Box::new(driver),
     }
 }
 
 /// What a driver knows after it has probed the device.
-struct Driver {
-    memory: Arc<dyn BusDevice>,
-    vectors: Arc<Vectors>,
+#[derive(Clone)]
+pub(super) struct Driver {
+    pub(super) memory: Arc<dyn BusDevice>,
+    pub(super) vectors: Arc<Vectors>,
     common: u64,
     notify: u64,
     notify_multiplier: u64,

@@ -14,6 +14,7 @@ use crate::throttle::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use crate::virtio::queue::{QueueError, QueueState, Virtqueue};
+use crate::virtio::saved::{DeviceState, RestoreError};
 use crate::virtio::vectors::{GuestVectors, MAX_PIECES};
 
 const QUEUE_SIZE: u16 = 128;
@@ -292,6 +293,25 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.switch.clear();
+    }
+
+    fn save(&self) -> DeviceState {
+        let cid = self.switch.cid();
+        DeviceState::Vsock { cid }
+    }
+
+    /// The guest still believes in streams that were open when the state was taken, and is told that they are gone.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Vsock { cid } if *cid == self.switch.cid() => {
+                self.transport_reset = true;
+                Ok(())
+            }
+            DeviceState::Vsock { .. } => Err(RestoreError::Contradiction {
+                what: "the guest's socket address is another one",
+            }),
+            other => Err(RestoreError::kind(VIRTIO_ID_VSOCK, other)),
+        }
     }
 }
 
