@@ -114,7 +114,7 @@ fuzz::fuzz_target!(init: fuzz::begin(fuzz::steps), |data: &[u8]| -> fuzz::Corpus
     far.write_all(&said).expect("room in the socket");
     // Who waits for more finds the end, and does not wait.
     far.shutdown(Shutdown::Write).expect("a socket");
-    match Fs::new("fuzz", near) {
+    match Fs::new("fuzz", near, || true) {
         Ok(device) => drive_in(shared(), Box::new(device), &mut Process(Some(far)), steps),
         Err(error) => {
             assert!(!error.to_string().is_empty());

@@ -14,6 +14,8 @@ mod process;
 mod trace;
 
 use guest::Code;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use process::{Run, config, have_kvm};
 
 /// Runs `code` as the whole guest.
@@ -246,8 +248,60 @@ fn virtio_devices_answer_at_their_places() {
 }
 
 #[test]
-#[ignore = "needs root, and QEMU's virtiofsd (Debian 12: package qemu-system-common)"]
+fn kvms_own_counters_are_told_to_who_asks() {
+    if !have_kvm() {
+        return;
+    }
+    let guest = Code::new().spin();
+    let run = process::talk(
+        &config(guest.image(), "", 2),
+        &["--jail"],
+        |event, parent| match event["event"].as_str() {
+            Some("running") => parent.say(r#"{"action":"stats"}"#),
+            Some("stats") => parent.say(r#"{"action":"stop"}"#),
+            _ => {}
+        },
+    );
+    let stats = run.events.iter().find(|event| event["event"] == "stats");
+    let exits = &stats.unwrap_or_else(|| panic!("{run:?}"))["vcpus"][0]["exits"];
+    assert!(exits.as_u64().is_some_and(|exits| exits > 0), "{run:?}");
+}
+
+#[test]
+fn a_vmm_that_is_killed_in_its_jail_is_told_of_and_leaves_no_socket() {
+    if !have_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vsock");
+    let vsock = format!(
+        r#", "vsock": {{"guest_cid": 3, "uds_path": "{}"}}"#,
+        socket.display()
+    );
+    let guest = Code::new().spin();
+    let run = process::talk(
+        &config(guest.image(), &vsock, 2),
+        &["--jail"],
+        |event, parent| {
+            if event["event"] == "running" {
+                assert!(socket.exists());
+                kill(Pid::from_raw(parent.jailed()), Signal::SIGKILL).unwrap();
+            }
+        },
+    );
+    let exit = run.events.last().unwrap();
+    assert_eq!(exit["event"], "exit", "{run:?}");
+    assert_eq!(exit["message"], "The VMM was killed by SIGKILL", "{run:?}");
+    // The keeper dies of the same.
+    assert_eq!(run.code, None, "{run:?}");
+    assert!(!socket.exists(), "{run:?}");
+}
+
+#[test]
 fn a_guest_runs_in_memory_that_virtiofsd_shares() {
+    if !have_kvm() || !process::is_root() {
+        return println!("skipped: virtiofsd needs root");
+    }
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let mut program = std::process::Command::new("/usr/lib/qemu/virtiofsd")

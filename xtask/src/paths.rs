@@ -49,6 +49,11 @@ impl Paths {
         self.target.join("nested")
     }
 
+    /// The system calls of the VMMs that tests start.
+    pub fn traces(&self) -> PathBuf {
+        self.target.join("traces")
+    }
+
     /// The log of one step.
     pub fn log(&self, step: &str) -> PathBuf {
         self.target.join("log").join(format!("{step}.log"))

@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 20] = [
+const ALWAYS: [Requirement; 21] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -63,6 +63,11 @@ const ALWAYS: [Requirement; 20] = [
         "acpiexec",
         "acpica-tools",
         "runs the guests' ACPI tables in tests",
+    ),
+    program(
+        "strace",
+        "strace",
+        "sees which system calls the VMM makes in tests",
     ),
     program("gcc", "gcc", KERNEL),
     program("c++", "g++", "builds the engine of the fuzz targets"),

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use super::chain::Chain;
 use super::device::{DeviceTraits, Progress, Source, VirtioDevice, copy_config};
 use super::queue::{QueueError, QueueState, Virtqueue};
-use super::vhost_user::{Backend, BackendError};
+use super::vhost_user::{Backend, BackendError, Begin};
 use crate::memory::GuestMemory;
 use crate::metrics::{Metrics, VhostUserMetrics};
 
@@ -43,8 +43,8 @@ pub struct Fs {
 
 impl Fs {
     /// A device for the file system `tag`, of at most [`MAX_TAG`] bytes, which the program at the other end of `stream`
-    /// serves.
-    pub fn new(tag: &str, stream: UnixStream) -> Result<Self, BackendError> {
+    /// serves. Each thread of its own calls `begin` first.
+    pub fn new(tag: &str, stream: UnixStream, begin: Begin) -> Result<Self, BackendError> {
         let metrics = Arc::<VhostUserMetrics>::default();
         let start = Instant::now();
         let mut config = [0; CONFIG_LEN];
@@ -52,7 +52,7 @@ impl Fs {
             *place = byte;
         }
         config[MAX_TAG..].copy_from_slice(&u32::from(QUEUES - 1).to_le_bytes());
-        let backend = Backend::new(stream, QUEUES)?;
+        let backend = Backend::new(stream, QUEUES, begin)?;
         metrics.init_time_us.set(micros(start.elapsed()));
         Ok(Self {
             tag: tag.into(),

@@ -3,16 +3,15 @@
 //! Specified in QEMU's `docs/interop/vhost-user.rst`. Notifications take one hop: the device passes the driver's on to
 //! the backend, and the backend's on to the driver, so that transports know nothing of it.
 //!
-//! The backend may be slow, broken or hostile. Each exchange with it has [`PATIENCE`]; after the first that fails the
-//! connection is closed for good.
+//! The backend may be slow, broken or hostile. Each exchange with it has a limit of time; after the first that fails the
+//! connection is closed for good. A thread of the backend's own does all exchanges: see [`connection`].
+
+mod connection;
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use thiserror::Error;
@@ -24,12 +23,10 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use self::connection::Connection;
 use super::device::Source;
 use super::queue::{RING_FEATURES, Virtqueue};
 use crate::memory::{self, GuestMemory};
-
-/// How long one exchange with a backend may take: a vCPU may wait for it. Mapping the guest's memory is the longest.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a backend cannot be used, or no longer.
 #[derive(Debug, Error)]
@@ -37,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub enum BackendError {
     #[error("Cannot make the events of the queues")]
     Events(#[source] io::Error),
-    #[error("Cannot start the thread that limits the backend's time")]
+    #[error("Cannot start the threads for the backend")]
     Thread(#[source] io::Error),
     #[error("Backend does not take part in \"{exchange}\"")]
     Exchange {
@@ -65,18 +62,22 @@ pub enum BackendError {
 }
 
 /// The events of one queue.
+#[derive(Clone)]
 struct Queue {
     /// From the driver to the backend.
-    kick: EventFd,
+    kick: Arc<EventFd>,
     /// From the backend to the driver.
-    call: EventFd,
+    call: Arc<EventFd>,
     running: bool,
 }
 
+/// What a thread does first; whether it may go on.
+pub type Begin = fn() -> bool;
+
 /// The process behind a device.
 pub struct Backend {
-    frontend: Frontend,
-    /// Another descriptor of the frontend's connection.
+    connection: Connection,
+    /// Another descriptor of it.
     stream: UnixStream,
     /// What of the driver's features the backend wants to hear.
     features: u64,
@@ -85,9 +86,12 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Introduces us to the backend at the other end of `stream`, for a device of `queues` queues.
-    pub fn new(stream: UnixStream, queues: u16) -> Result<Self, BackendError> {
-        let event = || EventFd::new(EFD_NONBLOCK).map_err(BackendError::Events);
+    /// Introduces us to the backend at the other end of `stream`, for a device of `queues` queues. Its threads `begin` so.
+    pub fn new(stream: UnixStream, queues: u16, begin: Begin) -> Result<Self, BackendError> {
+        let event = || {
+            let event = EventFd::new(EFD_NONBLOCK).map_err(BackendError::Events)?;
+            Ok(Arc::new(event))
+        };
         let events = (0..queues)
             .map(|_| {
                 Ok(Queue {
@@ -99,39 +103,16 @@ impl Backend {
             .collect::<Result<_, BackendError>>()?;
         let other = stream.try_clone().map_err(BackendError::Events)?;
         let mut backend = Self {
-            frontend: Frontend::from_stream(other, queues.into()),
+            connection: Connection::new(other, queues, begin)?,
             stream,
             features: 0,
             queues: events,
             alive: true,
         };
-        backend.exchange(Self::negotiate)?;
-        Ok(backend)
-    }
-
-    fn negotiate(&mut self) -> Result<(), BackendError> {
-        let frontend = &mut self.frontend;
-        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let needed = RING_FEATURES | protocol;
-        frontend.set_owner().map_err(failed("SET_OWNER"))?;
-        let offered = frontend.get_features().map_err(failed("GET_FEATURES"))?;
-        if offered & needed != needed {
-            return Err(BackendError::Features { offered, needed });
-        }
         // Logging of dirty pages is vhost's own feature, no driver's.
-        self.features = offered & !VhostUserVirtioFeatures::LOG_ALL.bits();
-        let offered = frontend
-            .get_protocol_features()
-            .map_err(failed("GET_PROTOCOL_FEATURES"))?;
-        let wanted = offered & VhostUserProtocolFeatures::REPLY_ACK;
-        frontend
-            .set_protocol_features(wanted)
-            .map_err(failed("SET_PROTOCOL_FEATURES"))?;
-        if !wanted.is_empty() {
-            // From now on each request is answered, so errors come with what caused them.
-            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        }
-        Ok(())
+        let offered = backend.exchange(negotiate)?;
+        backend.features = offered & !VhostUserVirtioFeatures::LOG_ALL.bits();
+        Ok(backend)
     }
 
     /// What the backend has to say: one source for each queue, in their order, and last the end of the connection.
@@ -160,75 +141,25 @@ impl Backend {
         features: u64,
     ) -> Result<(), BackendError> {
         let rings = HostRings::find(queue).ok_or(BackendError::ScatteredRings { index })?;
-        self.exchange(|backend| {
-            if !backend.queues.iter().any(|queue| queue.running) {
-                backend.share(queue.memory(), features)?;
-            }
-            backend.start_queue(index, &rings, queue)
-        })
-    }
-
-    fn share(&mut self, memory: &GuestMemory, features: u64) -> Result<(), BackendError> {
-        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let features = features & self.features | protocol;
-        let regions = memory
-            .iter()
-            .map(|region| {
-                VhostUserMemoryRegionInfo::from_guest_region(region).map_err(|source| {
-                    let base = region.start_addr().0;
-                    BackendError::PrivateMemory { base, source }
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let frontend = &self.frontend;
-        frontend
-            .set_features(features)
-            .map_err(failed("SET_FEATURES"))?;
-        frontend
-            .set_mem_table(&regions)
-            .map_err(failed("SET_MEM_TABLE"))?;
-        Ok(())
-    }
-
-    fn start_queue(
-        &mut self,
-        index: u16,
-        rings: &HostRings,
-        queue: &Virtqueue,
-    ) -> Result<(), BackendError> {
-        let number = usize::from(index);
-        let (frontend, size) = (&mut self.frontend, queue.size());
-        let Some(events) = self.queues.get_mut(number) else {
+        let Some(events) = self.queues.get(usize::from(index)).cloned() else {
             return Ok(());
         };
-        let config = VringConfigData {
-            queue_max_size: size,
-            queue_size: size,
-            desc_table_addr: rings.descriptors,
-            avail_ring_addr: rings.available,
-            used_ring_addr: rings.used,
-            ..VringConfigData::default()
+        let is_first = !self.queues.iter().any(|queue| queue.running);
+        let features = features & self.features;
+        let regions = if is_first {
+            Some(regions(queue.memory())?)
+        } else {
+            None
         };
-        frontend
-            .set_vring_num(number, size)
-            .map_err(failed("SET_VRING_NUM"))?;
-        frontend
-            .set_vring_addr(number, &config)
-            .map_err(failed("SET_VRING_ADDR"))?;
-        frontend
-            .set_vring_base(number, queue.state().next_available)
-            .map_err(failed("SET_VRING_BASE"))?;
-        frontend
-            .set_vring_call(number, &events.call)
-            .map_err(failed("SET_VRING_CALL"))?;
-        // The kick starts the queue (vhost-user, "Ring states").
-        frontend
-            .set_vring_kick(number, &events.kick)
-            .map_err(failed("SET_VRING_KICK"))?;
-        events.running = true;
-        frontend
-            .set_vring_enable(number, true)
-            .map_err(failed("SET_VRING_ENABLE"))
+        if let Some(queue) = self.queues.get_mut(usize::from(index)) {
+            queue.running = true;
+        }
+        self.exchange(move |frontend| {
+            if let Some(regions) = regions {
+                share(frontend, &regions, features)?;
+            }
+            start_queue(frontend, index, &rings, &events)
+        })
     }
 
     /// Takes queue `index` back, if the backend has it, and says which entry of the available ring it would have taken
@@ -239,8 +170,8 @@ impl Backend {
             Some(queue) if queue.running => queue.running = false,
             _ => return Ok(None),
         }
-        self.exchange(|backend| {
-            let base = backend.frontend.get_vring_base(number);
+        self.exchange(move |frontend| {
+            let base = frontend.get_vring_base(number);
             let base = base.map_err(failed("GET_VRING_BASE"))?;
             u16::try_from(base)
                 .map(Some)
@@ -262,36 +193,103 @@ impl Backend {
         for queue in &mut self.queues {
             queue.running = false;
         }
-        // One that is closed already needs no closing.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.connection.close();
     }
 
-    /// Does `work` in no more than [`PATIENCE`].
-    ///
-    /// The frontend repeats reads that time out, so a limit on the socket does not help. An end of the connection does.
-    fn exchange<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, BackendError>,
+    fn exchange<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Frontend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
         if !self.alive {
             return Err(BackendError::Closed);
         }
-        let stream = self.stream.try_clone().map_err(BackendError::Events)?;
-        let (done, end) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            thread::Builder::new()
-                .name("vhost-user".into())
-                .spawn_scoped(scope, move || {
-                    if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                        let _ = stream.shutdown(Shutdown::Both);
-                    }
-                })
-                .map_err(BackendError::Thread)?;
-            let result = work(self);
-            drop(done);
-            result
-        })
+        self.connection.exchange(work)
     }
+}
+
+/// Agrees with the backend on what it can; its features.
+fn negotiate(frontend: &mut Frontend) -> Result<u64, BackendError> {
+    let needed = RING_FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    frontend.set_owner().map_err(failed("SET_OWNER"))?;
+    let features = frontend.get_features().map_err(failed("GET_FEATURES"))?;
+    if features & needed != needed {
+        let offered = features;
+        return Err(BackendError::Features { offered, needed });
+    }
+    let offered = frontend
+        .get_protocol_features()
+        .map_err(failed("GET_PROTOCOL_FEATURES"))?;
+    let wanted = offered & VhostUserProtocolFeatures::REPLY_ACK;
+    frontend
+        .set_protocol_features(wanted)
+        .map_err(failed("SET_PROTOCOL_FEATURES"))?;
+    if !wanted.is_empty() {
+        // From now on each request is answered, so errors come with what caused them.
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    Ok(features)
+}
+
+/// `memory` as a backend maps it.
+fn regions(memory: &GuestMemory) -> Result<Vec<VhostUserMemoryRegionInfo>, BackendError> {
+    let region = |region| {
+        VhostUserMemoryRegionInfo::from_guest_region(region).map_err(|source| {
+            let base = GuestMemoryRegion::start_addr(region).0;
+            BackendError::PrivateMemory { base, source }
+        })
+    };
+    memory.iter().map(region).collect()
+}
+
+fn share(
+    frontend: &Frontend,
+    regions: &[VhostUserMemoryRegionInfo],
+    features: u64,
+) -> Result<(), BackendError> {
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    frontend
+        .set_features(features | protocol)
+        .map_err(failed("SET_FEATURES"))?;
+    frontend
+        .set_mem_table(regions)
+        .map_err(failed("SET_MEM_TABLE"))?;
+    Ok(())
+}
+
+fn start_queue(
+    frontend: &mut Frontend,
+    index: u16,
+    rings: &HostRings,
+    events: &Queue,
+) -> Result<(), BackendError> {
+    let number = usize::from(index);
+    let config = VringConfigData {
+        queue_max_size: rings.size,
+        queue_size: rings.size,
+        desc_table_addr: rings.descriptors,
+        avail_ring_addr: rings.available,
+        used_ring_addr: rings.used,
+        ..VringConfigData::default()
+    };
+    frontend
+        .set_vring_num(number, rings.size)
+        .map_err(failed("SET_VRING_NUM"))?;
+    frontend
+        .set_vring_addr(number, &config)
+        .map_err(failed("SET_VRING_ADDR"))?;
+    frontend
+        .set_vring_base(number, rings.next_available)
+        .map_err(failed("SET_VRING_BASE"))?;
+    frontend
+        .set_vring_call(number, &events.call)
+        .map_err(failed("SET_VRING_CALL"))?;
+    // The kick starts the queue (vhost-user, "Ring states").
+    frontend
+        .set_vring_kick(number, &events.kick)
+        .map_err(failed("SET_VRING_KICK"))?;
+    frontend
+        .set_vring_enable(number, true)
+        .map_err(failed("SET_VRING_ENABLE"))
 }
 
 /// Says in which exchange something failed.
@@ -304,6 +302,10 @@ struct HostRings {
     descriptors: u64,
     available: u64,
     used: u64,
+    /// Entries of each.
+    size: u16,
+    /// The entry of the available ring that is taken next.
+    next_available: u16,
 }
 
 impl HostRings {
@@ -321,6 +323,8 @@ impl HostRings {
             descriptors: place(rings.descriptors, 16 * size)?,
             available: place(rings.available, 6 + 2 * size)?,
             used: place(rings.used, 6 + 8 * size)?,
+            size: queue.size(),
+            next_available: queue.state().next_available,
         })
     }
 }

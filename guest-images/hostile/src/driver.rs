@@ -168,6 +168,24 @@ impl Driver {
                     _ => Err("a connection to nowhere is not refused"),
                 }
             }
+            26 => {
+                // FUSE_INIT. Where the file system's program has given up, the device answers in its place.
+                let ring = self.rings[1];
+                let at = ring.buffers();
+                memory::clear(at, 0x400);
+                memory::write32(at, 56);
+                memory::write32(at + 4, 26);
+                memory::write64(at + 8, 1);
+                memory::write32(at + 40, 7);
+                memory::write32(at + 44, 31);
+                ring.describe(0, at, 56, NEXT, 1);
+                ring.describe(1, at + 0x100, 0x100, WRITE, 0);
+                self.submit(1, 0);
+                match self.wait(1)? {
+                    0..16 => Err("an answer without a header"),
+                    _ => Ok(()),
+                }
+            }
             27 => {
                 let ring = self.rings[0];
                 memory::write64(ring.buffers(), 0);

@@ -5,7 +5,7 @@
 //!
 //! | word | |
 //! |---|---|
-//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `low-ports`, `processor`, `let-go` |
+//! | `run=GROUPS` | groups with commas between them: `devices` (default), `machine`, `ports`, `low-ports`, `processor`, `let-go`, `leave` (at work) |
 //! | `only=NAME` | attacks whose names start so |
 //! | `end=HOW` | nothing of that, but what ends a guest: see `attacks::processor::end` |
 #![no_std]
@@ -57,6 +57,7 @@ extern "C" fn program(zero_page: u64) -> ! {
             for group in groups.split(|byte| *byte == b',') {
                 match group {
                     b"devices" => attacks::on_devices(&devices, &mut witness, &mut report),
+                    b"leave" => attacks::leave_at_work(&devices),
                     b"let-go" => attacks::let_go(&devices, &mut witness, &mut report),
                     _ => attacks::on_machine(group, &mut witness, &mut report),
                 }

@@ -8,6 +8,7 @@ use super::VirtioError;
 use super::listener::reach;
 use crate::config::FsConfig;
 use crate::jail::opened::{self, Kind};
+use crate::jail::seccomp;
 use crate::metrics;
 
 /// Connects to the program that serves `config`, for a later [`make`].
@@ -37,10 +38,12 @@ pub(super) fn make(config: &FsConfig) -> Result<Fs, VirtioError> {
         path: config.socket.clone(),
         source,
     })?;
-    let fs = Fs::new(&config.tag, stream).map_err(|source| VirtioError::FsBackend {
-        tag: tag(),
-        path: config.socket.clone(),
-        source,
+    let fs = Fs::new(&config.tag, stream, seccomp::begin_device).map_err(|source| {
+        VirtioError::FsBackend {
+            tag: tag(),
+            path: config.socket.clone(),
+            source,
+        }
     })?;
     metrics::process().watch("fs", Some(&config.tag), &fs);
     Ok(fs)

@@ -1,20 +1,26 @@
 //! The guest that breaks every rule (`guest-images/hostile`), on this machine's own `/dev/kvm`.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tempfile::TempDir;
 
-use crate::process::have_kvm;
+use crate::process::{have_kvm, is_root};
 
 /// How long a run may take before it is called hung. No test passes or fails by speed.
 const HUNG: Duration = Duration::from_secs(900);
 /// What a VMM may write to its log because of its guest, in bytes.
 const LOG_BYTES: usize = 256 << 10;
+/// Debian 12's package qemu-system-common has it.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 /// RAM of the guest: what the program expects.
 const MIB: u32 = 64;
 
@@ -76,15 +82,38 @@ impl Outcome {
     }
 }
 
-/// Disks, sockets and memory for one guest.
-struct World(TempDir);
+/// Disks, sockets, memory and, for root, a folder of the host's for one guest.
+struct World {
+    folder: TempDir,
+    /// QEMU's virtiofsd, which serves one guest.
+    share: bool,
+}
+
+/// A program of the host's that calls the guest's sockets again and again, until the guest is gone: it asks for a port,
+/// talks, listens, and hangs up.
+fn visit(path: &Path, words: &[u8], gone: &AtomicBool) {
+    while !gone.load(Ordering::Relaxed) {
+        if let Ok(mut stream) = UnixStream::connect(path) {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
+            let _ = stream.write_all(words);
+            let _ = stream.read(&mut [0; 256]);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
 
 impl World {
     fn new() -> Self {
-        let world = Self(TempDir::new().unwrap());
+        let world = Self {
+            folder: TempDir::new().unwrap(),
+            share: is_root() && Path::new(VIRTIOFSD).exists(),
+        };
         for (name, len) in [("sync", 1 << 20), ("async", 1 << 20), ("pmem", 2 << 20)] {
-            let file = File::create(world.path(name)).unwrap();
-            file.set_len(len).unwrap();
+            let mut file = File::create(world.path(name)).unwrap();
+            file.write_all(&vec![0x5a; len]).unwrap();
+            // Not in the page cache: who reads it has to wait.
+            file.sync_all().unwrap();
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
         }
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]);
@@ -101,8 +130,26 @@ impl World {
         world
     }
 
+    /// Serves a folder to the next guest.
+    fn share(&self) -> Child {
+        let socket = self.path("fs");
+        let _ = fs::remove_file(&socket);
+        let mut program = Command::new(VIRTIOFSD)
+            .arg(format!("--socket-path={}", socket.display()))
+            .args(["-f", "-o"])
+            .arg(format!("source={}", self.folder.path().display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !socket.exists() {
+            assert!(program.try_wait().unwrap().is_none(), "virtiofsd has ended");
+            thread::sleep(Duration::from_millis(5));
+        }
+        program
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     fn config(&self, boot_args: &str) -> String {
@@ -119,6 +166,22 @@ impl World {
             drive("thin", r#", "format": "qcow2""#),
             drive("witness", r#", "is_read_only": true"#),
         ];
+        let mut more = String::new();
+        if is_root() {
+            // At most 15 characters, and another one for each guest.
+            static CARDS: AtomicU32 = AtomicU32::new(0);
+            let number = CARDS.fetch_add(1, Ordering::Relaxed);
+            let tap = format!("h{}x{number}", std::process::id());
+            more += &format!(
+                r#", "network-interfaces": [{{"iface_id": "n", "host_dev_name": "{tap}"}}]"#
+            );
+        }
+        if self.share {
+            more += &format!(
+                r#", "fs": [{{"tag": "share", "socket": "{}"}}]"#,
+                path("fs")
+            );
+        }
         format!(
             r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "{boot_args}"}},
                 "machine-config": {{"vcpu_count": 1, "mem_size_mib": {MIB}}},
@@ -126,7 +189,7 @@ impl World {
                 "vsock": {{"guest_cid": 3, "uds_path": "{}"}},
                 "console": {{"ports": [{{"name": "port", "path": "{}"}}]}},
                 "balloon": {{"amount_mib": 0, "deflate_on_oom": false, "stats_polling_interval_s": 1, "free_page_reporting": true}},
-                "pmem": [{{"id": "pmem", "path_on_host": "{}"}}]}}"#,
+                "pmem": [{{"id": "pmem", "path_on_host": "{}"}}]{more}}}"#,
             program().display(),
             drives.join(", "),
             path("vsock"),
@@ -137,27 +200,43 @@ impl World {
 
     fn run(&self, boot_args: &str, arguments: &[&str]) -> Outcome {
         fs::write(self.path("config"), self.config(boot_args)).unwrap();
+        let mut share = self.share.then(|| self.share());
         let mut child = crate::trace::vmm()
             .args(["--no-api", "--config-file"])
             .arg(self.path("config"))
             .args(arguments)
-            .current_dir(self.0.path())
+            .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(File::create(self.path("out")).unwrap())
             .stderr(File::create(self.path("log")).unwrap())
             .spawn()
             .unwrap();
         let start = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if start.elapsed() > HUNG {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                panic!("hung: {:?}", fs::read_to_string(self.path("out")));
-            }
-            thread::sleep(Duration::from_millis(20));
+        let gone = AtomicBool::new(false);
+        let status = thread::scope(|scope| {
+            scope.spawn(|| visit(&self.path("vsock"), b"CONNECT 1024\n", &gone));
+            scope.spawn(|| visit(&self.path("port"), b"words for a port", &gone));
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break Some(status);
+                }
+                if start.elapsed() > HUNG {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    break None;
+                }
+                thread::sleep(Duration::from_millis(20));
+            };
+            gone.store(true, Ordering::Relaxed);
+            status
+        });
+        if let Some(share) = &mut share {
+            // It has ended already if its one connection has.
+            let _ = share.kill();
+            share.wait().unwrap();
+        }
+        let Some(status) = status else {
+            panic!("hung: {:?}", fs::read_to_string(self.path("out")));
         };
         let text = |name| String::from_utf8_lossy(&fs::read(self.path(name)).unwrap()).into_owned();
         Outcome {
@@ -171,7 +250,7 @@ impl World {
 #[test]
 fn rules_of_virtio_broken_on_mmio_hurt_only_who_breaks_them() {
     if have_kvm() {
-        let count = World::new().run("run=devices", &[]).survived();
+        let count = World::new().run("run=devices,leave", &[]).survived();
         println!("{count} attacks on virtio devices on MMIO");
         assert!(count > 700, "{count}");
     }
@@ -181,10 +260,24 @@ fn rules_of_virtio_broken_on_mmio_hurt_only_who_breaks_them() {
 fn rules_of_virtio_broken_on_pci_hurt_only_who_breaks_them() {
     if have_kvm() {
         let count = World::new()
-            .run("run=devices,let-go", &["--enable-pci"])
+            .run("run=devices,leave", &["--enable-pci"])
             .survived();
         println!("{count} attacks on virtio devices on PCI");
         assert!(count > 800, "{count}");
+    }
+}
+
+#[test]
+fn devices_that_a_guest_lets_go_in_the_middle_of_its_requests_are_gone() {
+    if have_kvm() {
+        let outcome = World::new().run("run=let-go", &["--enable-pci"]);
+        assert!(
+            outcome.said.contains("let-go-with-requests-in-flight"),
+            "{}",
+            outcome.said
+        );
+        assert!(!outcome.said.contains("FAILED"), "{}", outcome.said);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.log);
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::NamedTempFile;
 
 use crate::guest::Code;
-use crate::process::{self, Parent, Run, config, have_kvm};
+use crate::process::{self, Parent, Run, config, have_kvm, is_root};
 
 const STOP: &str = r#"{"action":"stop"}"#;
 /// The first empty device number of a guest without devices.
@@ -98,10 +98,23 @@ fn a_network_interface_comes_and_goes() {
         println!("skipped: this user may not make tap interfaces, or there is no ip(8)");
         return;
     }
+    plug_interface(&name, 20);
+    let _ = Command::new("ip").args(["link", "del", &name]).status();
+}
+
+#[test]
+fn a_tap_that_is_not_there_yet_is_made() {
+    if have_kvm() && is_root() {
+        plug_interface(&format!("hq{}", std::process::id()), 2);
+    }
+}
+
+/// Plugs the tap `name` in and asks for it back, `cycles` times.
+fn plug_interface(name: &str, cycles: u32) {
     let net = format!(
         r#"{{"action":"attach-net","interface":{{"iface_id":"eth1","host_dev_name":"{name}"}}}}"#
     );
-    let mut left = 20;
+    let mut left = cycles;
     let run = run(
         &Code::new().obey_hotplug(SLOT),
         |event, parent| match event["event"].as_str().unwrap() {
@@ -115,7 +128,6 @@ fn a_network_interface_comes_and_goes() {
             _ => panic!("{event}"),
         },
     );
-    let _ = Command::new("ip").args(["link", "del", &name]).status();
     assert_eq!((run.code, left), (Some(0), 0), "{run:?}");
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
@@ -33,6 +34,11 @@ pub fn have_kvm() -> bool {
     );
     println!("skipped: there is no /dev/kvm");
     false
+}
+
+/// Who may make taps and start virtiofsd. As others a guest has fewer devices.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// A configuration and the kernel image it names.
@@ -105,6 +111,14 @@ impl Parent {
     /// Sends one action.
     pub fn say(&mut self, line: &str) {
         writeln!(self.socket, "{line}").unwrap();
+    }
+
+    /// The process in the jail.
+    pub fn jailed(&self) -> i32 {
+        let children = format!("/proc/{0}/task/{0}/children", self.child);
+        let children = std::fs::read_to_string(children).unwrap();
+        let first = children.split_whitespace().next();
+        first.expect("a process in the jail").parse().unwrap()
     }
 
     /// How many files, events and sockets the VMM has open.

@@ -50,10 +50,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             let stage: &[&str] = &["--package", "bootblock", "--features", "stage"];
             // The same holds for the hostile guest.
             let guest: &[&str] = &["--package", "hostile", "--features", "program"];
+            let fuzz: &[&str] = &["--manifest-path", "fuzz/Cargo.toml"];
             for (name, what) in [
                 ("lints", workspace),
                 ("lints, stage", stage),
                 ("lints, guest", guest),
+                ("lints, fuzz", fuzz),
             ] {
                 let arguments = [&["clippy"], what, &["--", "-D", "warnings"]].concat();
                 parts.push(check(name, paths, &arguments)?);
@@ -66,7 +68,20 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             "--exclude",
             "tests",
         ];
+        // The VMMs that these start are traced, for the part after.
+        let traces = paths.traces();
+        if traces.exists() {
+            fs::remove_dir_all(&traces)
+                .with_context(|| format!("Could not empty {}", traces.display()))?;
+        }
+        fs::create_dir_all(&traces)
+            .with_context(|| format!("Could not create {}", traces.display()))?;
         parts.push(tests("unit tests", paths, &workspace, options)?);
+        if options.filter.is_none() {
+            let rules = ["test", "--package", "vmm", "--test", "system_calls"];
+            let rules = [&rules[..], &["--", "--ignored", "--nocapture"]].concat();
+            parts.push(tests("system calls", paths, &rules, options)?);
+        }
         let rules = [
             "test",
             "--no-fail-fast",
@@ -122,6 +137,7 @@ fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Option
     let start = Instant::now();
     say(name);
     let mut command = product::cargo(arguments);
+    command.env("DARUMA_TRACES", paths.traces());
     command.args(&options.filter);
     let tally = cargo_test(&mut command, paths)?;
     Ok(Part {

@@ -84,6 +84,7 @@ fn starts() -> Result<()> {
         ("daruma", DARUMA, &elf),
         ("daruma-pci", DARUMA_PCI, &elf),
         ("daruma-jailed", Vmm::DarumaJailed, &elf),
+        ("daruma-open", Vmm::DarumaOpen, &elf),
         ("daruma-by-api", Vmm::DarumaByApi, &elf),
         ("daruma-bzimage", DARUMA, &bzimage),
         ("qemu", qemu(Machine::Microvm), &elf),

@@ -36,6 +36,8 @@ pub enum Vmm {
     Daruma { pci: bool },
     /// Ours in its jail, without a cgroup.
     DarumaJailed,
+    /// Ours without the filters that it has by itself.
+    DarumaOpen,
     /// Ours, configured and started by its API instead of a file.
     DarumaByApi,
     /// The peer.
@@ -120,7 +122,7 @@ impl Vmm {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaByApi
+            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaOpen | Self::DarumaByApi
         )
     }
 
@@ -130,6 +132,7 @@ impl Vmm {
             Self::Daruma { pci: false } => "daruma".into(),
             Self::Daruma { pci: true } => "daruma-pci".into(),
             Self::DarumaJailed => "daruma-jailed".into(),
+            Self::DarumaOpen => "daruma-open".into(),
             Self::DarumaByApi => "daruma-by-api".into(),
             Self::Qemu {
                 machine,
@@ -150,7 +153,7 @@ impl Vmm {
     /// Starts `guest`. `number` tells guests that run at the same time apart.
     pub fn start(self, guest: &Guest, number: usize) -> Result<Running> {
         let (socket, start, mut command) = match self {
-            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaByApi => {
+            Self::Daruma { .. } | Self::DarumaJailed | Self::DarumaOpen | Self::DarumaByApi => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let start = monotonic_us();
                 let mut command = match self {
@@ -158,6 +161,11 @@ impl Vmm {
                     Self::DarumaJailed => {
                         let mut command = daruma(guest, number, false, start)?;
                         command.arg("--jail");
+                        command
+                    }
+                    Self::DarumaOpen => {
+                        let mut command = daruma(guest, number, false, start)?;
+                        command.arg("--no-seccomp");
                         command
                     }
                     _ => daruma(guest, number, self == Self::Daruma { pci: true }, start)?,

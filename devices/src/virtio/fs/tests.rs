@@ -44,7 +44,7 @@ fn shared_memory() -> Arc<GuestMemory> {
 
 /// A guest with a file system that `peer` serves, and its two queues.
 fn start(on: Transport, stream: UnixStream) -> (TestGuest, Vec<GuestRing>) {
-    let device = Fs::new("test", stream).unwrap();
+    let device = Fs::new("test", stream, || true).unwrap();
     let mut guest = TestGuest::with_memory(on, device, shared_memory());
     guest.reset();
     let features = guest.offered();
@@ -165,7 +165,7 @@ fn a_driver_that_comes_again_finds_the_queues_anew() {
 #[test]
 fn a_stopped_queue_says_where_the_backend_stood() {
     let (stream, peer) = Peer::honest();
-    let mut device = Fs::new("test", stream).unwrap();
+    let mut device = Fs::new("test", stream, || true).unwrap();
     let memory = shared_memory();
     let mut ring = GuestRing::new(memory.clone(), 1, 64);
     let features = RING_FEATURES;
@@ -334,13 +334,13 @@ fn a_backend_that_cannot_introduce_itself_is_refused() {
     for request in at_first {
         for fault in [Fault::Close, Fault::Garbage, Fault::Short, Fault::File] {
             let (stream, peer) = Peer::faulty(request, fault);
-            let error = Fs::new("test", stream).err().unwrap();
+            let error = Fs::new("test", stream, || true).err().unwrap();
             assert!(matches!(error, BackendError::Exchange { .. }), "{error}");
             peer.join();
         }
     }
     let (stream, peer) = Peer::with_features(1 << 32 | 1 << 30);
-    let error = Fs::new("test", stream).err().unwrap().to_string();
+    let error = Fs::new("test", stream, || true).err().unwrap().to_string();
     assert!(error.contains("0x140000000"), "{error}");
     peer.join();
 }
@@ -354,7 +354,7 @@ fn a_silent_backend_holds_nobody_up_for_long() {
     ] {
         let (stream, peer) = Peer::faulty(request, Fault::Silent);
         if request == Request::GetFeatures {
-            assert!(Fs::new("test", stream).is_err());
+            assert!(Fs::new("test", stream, || true).is_err());
         } else {
             let (mut guest, mut rings) = start(Transport::Mmio, stream);
             if request == Request::GetVringBase {
@@ -371,7 +371,7 @@ fn a_silent_backend_holds_nobody_up_for_long() {
 #[test]
 fn memory_of_this_process_alone_is_not_handed_out() {
     let (stream, peer) = Peer::honest();
-    let device = Fs::new("test", stream).unwrap();
+    let device = Fs::new("test", stream, || true).unwrap();
     let mut guest = TestGuest::new(Transport::Mmio, device);
     guest.reset();
     let features = guest.offered();
@@ -395,8 +395,10 @@ impl Drop for Running {
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
 #[test]
-#[ignore = "needs root, and QEMU's virtiofsd (Debian 12: package qemu-system-common)"]
 fn virtiofsd_serves_a_folder() {
+    if std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) != 0 {
+        return println!("skipped: virtiofsd needs root");
+    }
     assert!(Path::new(VIRTIOFSD).exists(), "no {VIRTIOFSD}");
     let folder = tempfile::tempdir().unwrap();
     let (share, socket) = (folder.path().join("share"), folder.path().join("socket"));

@@ -80,14 +80,16 @@ pub(super) fn plug(
     let function = VirtioPci::new(device, memory, BAR, vectors.clone(), None);
     let function = Arc::new(function.expect("eventfds for doorbells"));
     let state = function.state().clone();
+    #[cfg(test)]
+    let kept = function.clone();
     let bus = PciBus::new();
-    bus.insert(1, function.clone()).expect("an empty bus");
+    bus.insert(1, function).expect("an empty bus");
     let driver = Driver::probe(&bus, vectors);
     Plugged {
         state,
         bus_device: bus.window(BAR),
         #[cfg(test)]
-        transport: super::snapshot::AnyTransport::Pci(function, driver.clone()),
+        transport: super::snapshot::AnyTransport::Pci(kept, driver.clone()),
         registers: Box::new(driver),
     }
 }

@@ -1,13 +1,14 @@
 //! Requests that no disk can grant, and some that it must (virtio 1.2 §5.2.6).
 
 use super::{Attack, check, once};
-use crate::driver::Driver;
+use crate::driver::{Driver, INDIRECT_DESC};
 use crate::hw::memory;
 use crate::ring::{NEXT, Ring, WRITE};
 
 const OK: u8 = 0;
 const READ: u32 = 0;
 const WRITE_OUT: u32 = 1;
+const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
@@ -103,6 +104,26 @@ pub const ATTACKS: &[Attack] = &[
         }
         driver.device.set_status(0);
         Ok(())
+    }),
+    check("good-ranges-between-bad-ones", |driver| {
+        let features = INDIRECT_DESC | 1 << 13 | 1 << 14;
+        let mut driver = Driver::start(&driver.device, super::ARENA, features)?;
+        let at = driver.rings[0].buffers() + DATA;
+        // Zeroes with and without leave to give the space back, then a discard.
+        for (kind, flags) in [(WRITE_ZEROES, 0), (WRITE_ZEROES, 1), (DISCARD, 0)] {
+            range(&mut driver, u64::MAX, 1, 0)?;
+            memory::write64(at, 1024);
+            memory::write32(at + 8, 256);
+            memory::write32(at + 12, flags);
+            if outgoing(&mut driver, kind, 0, 16)? != OK {
+                return Err("a good range is refused");
+            }
+        }
+        if driver.block(READ, 1024, 512)? != OK || memory::read64(at) != 0 {
+            return Err("what was zeroed does not read as zero");
+        }
+        // Of data that belong to no flush nothing is done.
+        outgoing(&mut driver, FLUSH, 0, 512).map(drop)
     }),
     check("length-of-half-a-sector", |driver| {
         for len in [1, 511, 513, 1000] {

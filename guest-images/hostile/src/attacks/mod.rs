@@ -200,6 +200,14 @@ pub fn let_go(devices: &Devices, witness: &mut Witness, report: &mut Report) {
     }
 }
 
+/// Leaves every device at work with all its features, as a guest does that falls.
+pub fn leave_at_work(devices: &Devices) {
+    for device in devices.iter() {
+        // One that was let go is no device any more.
+        let _ = Driver::start(device, ARENA, u32::MAX);
+    }
+}
+
 /// Attacks what is no virtio device; `group` picks the attacks.
 pub fn on_machine(group: &[u8], witness: &mut Witness, report: &mut Report) {
     let attacks = match group {

@@ -34,7 +34,8 @@ pub const RULES: &[Rule] = &[
     call!(
         SYS_clock_gettime,
         "the time, where the host's kernel cannot tell it without a call"
-    ),
+    )
+    .rare("hosts whose clock cannot be read without a call"),
     call!(SYS_rt_sigprocmask, "the end of a thread")
         .rare("glibc blocks signals when a thread ends, or not, by version"),
     call!(

@@ -1,6 +1,6 @@
 //! A device's thread: it moves data between the guest's queues and a descriptor that was opened before.
 
-use super::requests::{BLKDISCARD, BLKZEROOUT, FIONBIO, TUNSETOFFLOAD};
+use super::requests::{BLKDISCARD, BLKZEROOUT, FIONBIO};
 use super::rule::{Rule, call, is};
 
 const UNIX: u32 = libc::AF_UNIX.cast_unsigned();
@@ -15,7 +15,8 @@ pub const RULES: &[Rule] = &[
     ),
     call!(SYS_preadv2, "a disk is read from the page cache"),
     call!(SYS_pwritev2, "a disk is written to the page cache"),
-    call!(SYS_pwrite64, "metadata of a qcow2 image, and zeroes"),
+    call!(SYS_pwrite64, "zeroes on a disk")
+        .rare("file systems that cannot zero a range by themselves"),
     call!(SYS_io_uring_enter, "a disk's work that waits"),
     call!(
         SYS_io_uring_register,
@@ -37,7 +38,6 @@ pub const RULES: &[Rule] = &[
     call!(SYS_fsync, "a qcow2 image's flush"),
     call!(SYS_readv, "frames from a tap"),
     call!(SYS_writev, "frames to a tap"),
-    call!(SYS_ioctl, "a tap's offloads").when(&[is(1, TUNSETOFFLOAD)]),
     call!(SYS_ioctl, "a new connection must not wait").when(&[is(1, FIONBIO)]),
     call!(SYS_ioctl, "a block device's discard")
         .when(&[is(1, BLKDISCARD)])

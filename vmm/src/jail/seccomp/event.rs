@@ -14,8 +14,6 @@ pub const RULES: &[Rule] = &[
     call!(SYS_getpid, "the process whose thread gets a signal"),
     call!(SYS_pread64, "KVM's counters of a vCPU"),
     call!(SYS_recvfrom, "what a console port's program says"),
-    call!(SYS_readv, "console input straight into the guest"),
-    call!(SYS_writev, "console output straight from the guest"),
     call!(SYS_accept4, "a program calls a console port"),
     call!(SYS_ioctl, "a console port's connection must not wait").when(&[is(1, FIONBIO)]),
     call!(SYS_ioctl, "routes of devices, which go with the guest")

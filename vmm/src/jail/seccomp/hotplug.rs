@@ -2,8 +2,8 @@
 //! do, since a thread inherits its parent's filter, and what making a device takes. It sees no byte that a guest wrote.
 
 use super::requests::{
-    KVM_CHECK_EXTENSION, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING, SIOCGIFFLAGS, SIOCGIFINDEX,
-    SIOCSIFFLAGS, TUNSETIFF, TUNSETVNETHDRSZ,
+    KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING, SIOCGIFFLAGS, SIOCGIFINDEX, SIOCSIFFLAGS,
+    TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
 };
 use super::rule::{Rule, call, is, with, without};
 
@@ -27,7 +27,6 @@ pub const RULES: &[Rule] = &[
         SYS_readlink,
         "where a qcow2 image and what it is based on really are"
     ),
-    call!(SYS_newfstatat, "the C library looks at what it opens"),
     call!(SYS_flock, "an image belongs to one guest"),
     call!(SYS_clock_nanosleep, "an image's lock is waited for"),
     call!(SYS_pread64, "the header of a qcow2 image"),
@@ -51,11 +50,11 @@ pub const RULES: &[Rule] = &[
         SYS_sched_getaffinity,
         "the standard library starts a thread"
     ),
-    call!(SYS_ioctl, "what KVM can do").when(&[is(1, KVM_CHECK_EXTENSION)]),
     call!(SYS_ioctl, "routes of a device that goes").when(&[is(1, KVM_SET_GSI_ROUTING)]),
     call!(SYS_ioctl, "interrupts of a device that goes").when(&[is(1, KVM_IRQFD)]),
     call!(SYS_ioctl, "doorbells of a device that goes").when(&[is(1, KVM_IOEVENTFD)]),
     call!(SYS_ioctl, "a tap is opened").when(&[is(1, TUNSETIFF)]),
+    call!(SYS_ioctl, "which offloads a new tap can do").when(&[is(1, TUNSETOFFLOAD)]),
     call!(SYS_ioctl, "the header of a tap's frames").when(&[is(1, TUNSETVNETHDRSZ)]),
     call!(SYS_ioctl, "whether there is a tap of this name").when(&[is(1, SIOCGIFINDEX)]),
     call!(SYS_ioctl, "a new tap is switched on").when(&[is(1, SIOCGIFFLAGS)]),

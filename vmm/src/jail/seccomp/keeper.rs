@@ -11,10 +11,9 @@ pub const RULES: &[Rule] = &[
         SYS_sendto,
         "tells the parent why the jail's process was killed"
     ),
-    call!(SYS_brk, "memory for what it says"),
+    call!(SYS_brk, "memory for what it says").rare("what it has is mostly enough for a line"),
     call!(SYS_close, "has told the parent"),
-    call!(SYS_fcntl, "debug builds check that what is closed is open")
-        .rare("release builds do not check"),
+    call!(SYS_fcntl, "debug builds check that what is closed is open"),
     call!(
         SYS_clock_gettime,
         "the time, where the host's kernel cannot tell it without a call"

@@ -35,6 +35,8 @@ use std::sync::{Arc, OnceLock};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
+use crate::logger::chain;
+
 pub use self::rule::Rule;
 pub use self::trap::{CODE_DENIED, log, set_log, set_parent};
 
@@ -161,6 +163,20 @@ pub enum SeccompError {
 #[derive(Clone, Debug, Default)]
 pub struct Seccomp(Option<Arc<Programs>>);
 
+/// Those of this process, once it has any.
+static OF_PROCESS: OnceLock<Seccomp> = OnceLock::new();
+
+/// Filters this thread as one that does a device's work, if the process has filters; whether that worked.
+pub fn begin_device() -> bool {
+    let entered = OF_PROCESS
+        .get()
+        .map_or(Ok(()), |seccomp| seccomp.enter(ThreadKind::Device));
+    if let Err(error) = &entered {
+        log::error!("A device's thread is not started: {}", chain(error));
+    }
+    entered.is_ok()
+}
+
 #[derive(Debug, Default)]
 struct Programs([OnceLock<BpfProgram>; ThreadKind::ALL.len()]);
 
@@ -210,6 +226,10 @@ impl Seccomp {
         let result = result.and_then(|()| seccompiler::apply_filter(program));
         result.map_err(|source| SeccompError::Install { kind, source })?;
         trap::set_kind(kind);
+        if kind == ThreadKind::Process {
+            // It enters once.
+            let _ = OF_PROCESS.set(self.clone());
+        }
         Ok(())
     }
 }

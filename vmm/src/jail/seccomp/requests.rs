@@ -12,8 +12,6 @@ pub const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 pub const KVM_IRQFD: u32 = 0x4020_ae76;
 /// Connects a guest's write with an event.
 pub const KVM_IOEVENTFD: u32 = 0x4040_ae79;
-/// Asks for what this KVM can do.
-pub const KVM_CHECK_EXTENSION: u32 = 0xae03;
 /// Sets the offloads that a tap's reader understands.
 pub const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 /// Sets the mode of a terminal.

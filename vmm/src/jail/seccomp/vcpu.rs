@@ -14,9 +14,7 @@ pub const RULES: &[Rule] = &[
         "the guest learns by its clock that it was paused"
     )
     .when(&[is(1, KVM_KVMCLOCK_CTRL)]),
-    call!(SYS_ioctl, "where the guest was, when KVM gives up on it")
-        .when(&[is(1, KVM_GET_REGS)])
-        .rare("KVM gives up on guests that only a broken host makes"),
+    call!(SYS_ioctl, "where the guest was, when KVM gives up on it").when(&[is(1, KVM_GET_REGS)]),
     call!(
         SYS_ioctl,
         "the guest writes an interrupt message into an MSI-X table"
@@ -34,10 +32,9 @@ pub const RULES: &[Rule] = &[
         "back from the signal that gets the vCPU out of the guest"
     ),
     // A reset stops the device's queues before the write to its status register is done.
-    call!(SYS_pwritev, "the guest resets a qcow2 disk: its tables"),
     call!(
-        SYS_pwrite64,
-        "the guest resets a qcow2 disk: that it is clean"
+        SYS_pwritev,
+        "the guest resets a qcow2 disk: its tables, and that it is clean"
     ),
     call!(
         SYS_fsync,
