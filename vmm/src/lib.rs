@@ -39,6 +39,7 @@ mod msi;
 mod output;
 mod pci;
 mod platform;
+pub mod snapshot;
 mod stats;
 mod terminal;
 pub mod vcpu;

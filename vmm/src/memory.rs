@@ -9,8 +9,9 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::Arc;
 
 use devices::memory::GuestRegion;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -59,6 +60,21 @@ pub enum MemoryError {
     },
     #[error("Cannot use the mapping for the guest's memory")]
     Region(#[source] MmapRegionError),
+    #[error("Cannot open {path} for the guest's memory", path = .path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{path} has {found} bytes, the guest's memory has {expected}: it is not the memory of this snapshot, or not whole",
+        path = .path.display()
+    )]
+    FileLength {
+        path: PathBuf,
+        found: u64,
+        expected: u64,
+    },
     #[error("The guest's memory regions are inconsistent")]
     Regions(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -86,15 +102,61 @@ pub fn allocate(size: MemorySize, shared: bool) -> Result<GuestMemory, MemoryErr
     check_host_has(size)?;
     let mut mapped = Vec::new();
     for (base, bytes) in regions(size.bytes()) {
-        let file = if shared {
+        let contents = if shared {
             let mib = bytes / MIB;
-            Some(file_of(bytes).map_err(|source| MemoryError::Map { mib, source })?)
+            let file = file_of(bytes).map_err(|source| MemoryError::Map { mib, source })?;
+            Contents::Shared(file)
         } else {
-            None
+            Contents::Zeroes
         };
-        mapped.push(map_region(base, bytes, file)?);
+        mapped.push(map_region(base, bytes, contents)?);
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
+}
+
+/// Maps RAM whose contents are those of the file at `path`, one region after the other, until the guest changes them: the
+/// file stays as it is, and is read as the guest needs it. Nobody may write to it meanwhile; this VMM does not.
+pub fn from_file(size: MemorySize, path: &Path) -> Result<GuestMemory, MemoryError> {
+    check_host_has(size)?;
+    let failed = |source| MemoryError::Open {
+        path: path.into(),
+        source,
+    };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let found = if metadata.is_file() {
+        metadata.len()
+    } else {
+        0
+    };
+    let expected = size.bytes();
+    if found != expected {
+        return Err(MemoryError::FileLength {
+            path: path.into(),
+            found,
+            expected,
+        });
+    }
+    let file = File::open(path).map_err(failed)?;
+    file.try_lock_shared()
+        .map_err(|error| failed(error.into()))?;
+    let file = Arc::new(file);
+    let mut start = 0;
+    let mut mapped = Vec::new();
+    for (base, bytes) in regions(size.bytes()) {
+        let contents = Contents::File(FileOffset::from_arc(file.clone(), start));
+        mapped.push(map_region(base, bytes, contents)?);
+        start += bytes;
+    }
+    GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
+}
+
+/// What is in a region at first.
+enum Contents {
+    Zeroes,
+    /// Zeroes, in a file that others map as well.
+    Shared(File),
+    /// What is in the file from there on, which stays as it is.
+    File(FileOffset),
 }
 
 /// A file in memory whose size is fixed: who shrank it would end this process at its next access.
@@ -107,7 +169,7 @@ fn file_of(bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn map_region(base: u64, bytes: u64, file: Option<File>) -> Result<GuestRegion, MemoryError> {
+fn map_region(base: u64, bytes: u64, contents: Contents) -> Result<GuestRegion, MemoryError> {
     let fail = |source| MemoryError::Map {
         mib: bytes / MIB,
         source,
@@ -127,11 +189,20 @@ fn map_region(base: u64, bytes: u64, file: Option<File>) -> Result<GuestRegion, 
     let start = start.cast::<u8>();
     let padding = start.align_offset(HUGE_PAGE);
     let host = start.wrapping_add(padding);
+    let (flags, file) = match contents {
+        Contents::Zeroes => (FLAGS, None),
+        Contents::Shared(file) => (
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+            Some(FileOffset::new(file, 0)),
+        ),
+        Contents::File(file) => (libc::MAP_PRIVATE | libc::MAP_NORESERVE, Some(file)),
+    };
     if let Some(file) = &file {
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let (fd, fixed) = (file.file().as_raw_fd(), flags | libc::MAP_FIXED);
+        let start = i64::try_from(file.start()).unwrap_or(i64::MAX);
         // SAFETY: the file takes the place of a part of the mapping made just now, which nobody else knows: `padding` is
         // less than `HUGE_PAGE`.
-        let mapped = unsafe { libc::mmap(host.cast(), length, PROT, flags, file.as_raw_fd(), 0) };
+        let mapped = unsafe { libc::mmap(host.cast(), length, PROT, fixed, fd, start) };
         if mapped == libc::MAP_FAILED {
             return Err(fail(io::Error::last_os_error()));
         }
@@ -142,11 +213,9 @@ fn map_region(base: u64, bytes: u64, file: Option<File>) -> Result<GuestRegion, 
 
     let builder = MmapRegionBuilder::new_with_bitmap(length, None)
         .with_mmap_prot(PROT)
-        .with_mmap_flags(FLAGS);
+        .with_mmap_flags(flags);
     let builder = match file {
-        Some(file) => builder
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::new(file, 0)),
+        Some(file) => builder.with_file_offset(file),
         None => builder,
     };
     // SAFETY: the mapping is `length` bytes from `host` on, readable and writable, nobody else knows it, and it is

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::bus::{Bus, BusError};
 use devices::legacy::acpi::{AcpiPower, GED_LEN, Ged, POWER_LEN};
@@ -14,7 +14,7 @@ use devices::legacy::generation_id::{GenerationId, GenerationIdError};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::rtc::{self, Rtc};
-use devices::legacy::serial::{self, Serial, SerialInput};
+use devices::legacy::serial::{self, Serial, SerialError, SerialInput};
 use devices::legacy::watchdog::{self, Watchdog};
 use devices::platform::{EventSink, PlatformEvent};
 use vm_memory::GuestAddress;
@@ -29,6 +29,7 @@ use crate::layout::{GED_IRQ, GENERATION_ID};
 use crate::memory::GuestMemory;
 use crate::metrics;
 use crate::output::Output;
+use crate::snapshot::state::PlatformState;
 use crate::vm::{Vm, VmError};
 
 /// Why the platform cannot be put together.
@@ -36,6 +37,10 @@ use crate::vm::{Vm, VmError};
 pub enum PlatformError {
     #[error("Cannot connect the serial port to standard input and output")]
     Serial(#[source] io::Error),
+    #[error(transparent)]
+    SerialState(#[from] SerialError),
+    #[error("Cannot tell the guest of what it had not read")]
+    Notify(#[source] io::Error),
     #[error("Cannot make the watchdog")]
     Watchdog(#[source] io::Error),
     #[error("Cannot give the guest its generation ID")]
@@ -54,6 +59,10 @@ impl From<BusError> for PlatformError {
 
 /// What of the platform others work with.
 pub struct Platform {
+    /// The serial port.
+    pub serial: Arc<Mutex<Serial>>,
+    /// The real-time clock.
+    pub rtc: Arc<Mutex<Rtc>>,
     /// Feeds the serial port.
     pub serial_input: SerialInput,
     /// Presses the power button.
@@ -86,11 +95,12 @@ pub fn build(
     telemetry.add("uart", None, serial.metrics());
     let serial = Arc::new(Mutex::new(serial));
     ports.insert(serial::COM1_PORT, serial::LEN, serial.clone())?;
-    let serial_input = SerialInput::new(serial, input).map_err(PlatformError::Serial)?;
+    let serial_input = SerialInput::new(serial.clone(), input).map_err(PlatformError::Serial)?;
 
     let clock = Rtc::new();
     telemetry.add("rtc", None, clock.metrics());
-    ports.insert(rtc::PORT, rtc::LEN, Arc::new(Mutex::new(clock)))?;
+    let clock = Arc::new(Mutex::new(clock));
+    ports.insert(rtc::PORT, rtc::LEN, clock.clone())?;
     let keyboard = I8042::new(sink.clone());
     telemetry.add("i8042", None, keyboard.metrics());
     ports.insert(i8042::PORT, i8042::LEN, Arc::new(Mutex::new(keyboard)))?;
@@ -111,11 +121,30 @@ pub fn build(
     ports.insert(boot_timer::PORT, boot_timer::LEN, timer.clone())?;
     mmio.insert(boot_timer::MMIO_BASE, boot_timer::LEN, timer)?;
     Ok(Platform {
+        serial,
+        rtc: clock,
         serial_input,
         ged,
         generation_id,
         watchdog,
     })
+}
+
+impl Platform {
+    /// Lets the devices go on from `state`, but for the watchdog: the guest is still paused. The serial port prints to
+    /// `output`.
+    pub fn restore(&self, state: &PlatformState, output: &Output) -> Result<(), PlatformError> {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial
+            .restore(&state.serial, Box::new(output.clone()))
+            .map_err(PlatformError::SerialState)?;
+        self.rtc
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .restore(&state.rtc);
+        let mut ged = self.ged.lock().unwrap_or_else(PoisonError::into_inner);
+        ged.restore(state.ged).map_err(PlatformError::Notify)
+    }
 }
 
 /// Where the guest prints to: standard output.

@@ -6,8 +6,13 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_clock_data, kvm_irqchip,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -45,6 +50,29 @@ const REQUIRED: [(Cap, &str); 9] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// The chips of KVM's interrupt controller: both of a PC of old, and the I/O APIC.
+const IRQCHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
+/// Model-specific registers for memory types, which older kernels know and do not list: variable, fixed, default.
+const MTRRS: [u32; 28] = [
+    0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c,
+    0x20d, 0x20e, 0x20f, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e,
+    0x26f, 0x2ff,
+];
+
+/// What KVM knows of a guest beside its memory and its vCPUs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct VmState {
+    /// The interrupt controller's chips.
+    pub irqchips: Vec<kvm_irqchip>,
+    /// The guest's clock.
+    pub clock: kvm_clock_data,
+}
+
 /// Why KVM cannot run the guest.
 #[derive(Debug, thiserror::Error)]
 #[expect(
@@ -69,6 +97,12 @@ pub enum VmError {
         #[source]
         source: errno::Error,
     },
+    #[error("The snapshot's interrupt controller has {found} chips, not {expected} of known numbers", expected = IRQCHIPS.len())]
+    Irqchips { found: usize },
+    #[error(
+        "The snapshot does not say what time it was, or KVM of this host cannot advance a clock: leave clock_realtime out"
+    )]
+    NoRealtime,
     #[error("Cannot find the guest's memory in the VMM's address space")]
     MemoryAddress(#[source] vm_memory::GuestMemoryError),
 }
@@ -107,6 +141,7 @@ pub struct Vm {
     routes: Arc<MsiRoutes>,
     supported_cpuid: CpuId,
     tsc_deadline: bool,
+    msrs: Vec<u32>,
 }
 
 impl Vm {
@@ -118,6 +153,12 @@ impl Vm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm_error("say which CPUID it supports"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let listed = kvm
+            .get_msr_index_list()
+            .map_err(kvm_error("say which model-specific registers it saves"))?;
+        let mut msrs: Vec<_> = listed.as_slice().iter().copied().chain(MTRRS).collect();
+        msrs.sort_unstable();
+        msrs.dedup();
         let fd = kvm
             .create_vm()
             .map_err(kvm_error("create a virtual machine"))?;
@@ -138,6 +179,7 @@ impl Vm {
             fd,
             supported_cpuid,
             tsc_deadline,
+            msrs,
         })
     }
 
@@ -184,6 +226,55 @@ impl Vm {
     /// Whether KVM's local APIC has a TSC-deadline timer.
     pub fn has_tsc_deadline(&self) -> bool {
         self.tsc_deadline
+    }
+
+    /// The model-specific registers that make up a vCPU. A vCPU may lack some of them.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// What KVM knows beside memory and vCPUs. The vCPUs stand still.
+    pub fn state(&self) -> Result<VmState, VmError> {
+        let mut irqchips = Vec::with_capacity(IRQCHIPS.len());
+        for chip_id in IRQCHIPS {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .map_err(kvm_error("tell its interrupt controller's state"))?;
+            irqchips.push(chip);
+        }
+        let clock = self.fd.get_clock().map_err(kvm_error("tell the time"))?;
+        Ok(VmState { irqchips, clock })
+    }
+
+    /// Goes on from `state`. The guest's clock goes on where it was or, with `advance`, after as much time as has passed
+    /// in the world since.
+    pub fn restore(&self, state: &VmState, advance: bool) -> Result<(), VmError> {
+        let found = state.irqchips.len();
+        if !state.irqchips.iter().map(|chip| chip.chip_id).eq(IRQCHIPS) {
+            return Err(VmError::Irqchips { found });
+        }
+        for chip in &state.irqchips {
+            self.fd
+                .set_irqchip(chip)
+                .map_err(kvm_error("take its interrupt controller's state"))?;
+        }
+        let known = state.clock.flags & KVM_CLOCK_REALTIME;
+        if advance && known == 0 {
+            return Err(VmError::NoRealtime);
+        }
+        let clock = kvm_clock_data {
+            clock: state.clock.clock,
+            realtime: state.clock.realtime,
+            flags: if advance { known } else { 0 },
+            ..Default::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(kvm_error("set the guest's clock"))
     }
 
     /// A new eventfd that raises interrupt line `irq` (an edge) when it is written.

@@ -411,7 +411,7 @@ fn bad_values_change_nothing_and_name_the_field() {
             "PUT",
             "/snapshot/load",
             r#"{"snapshot_path": "s"}"#,
-            "snapshots",
+            "missing field: either",
         ),
         ("PUT", "/hotplug/memory", "{}", "memory hot-plug"),
         ("PATCH", "/vm", r#"{"state": "Dancing"}"#, "Dancing"),

@@ -15,6 +15,7 @@ mod opener;
 mod plug;
 mod prepare;
 mod runtime;
+mod snapshot;
 mod start;
 mod targets;
 

@@ -88,9 +88,7 @@ impl Controller {
                     Err(error) => Err(fault::about("Start microvm error", &error)),
                 }
             }
-            R::LoadSnapshot(_) => Err(Fault::not_supported(
-                "snapshots, until this VMM has a store for them",
-            )),
+            R::LoadSnapshot(request) => self.load_snapshot(&request),
             _ => Err(Fault::before_start()),
         }
     }

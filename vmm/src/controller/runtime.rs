@@ -6,7 +6,7 @@ use api::model::{Action, Document, NetworkInterfaceUpdate, VmState};
 use api::{Answer, Fault, Outcome, Request};
 use devices::metrics::Gauge;
 
-use super::fault;
+use super::{fault, snapshot};
 use crate::config::firecracker::rate_limiter;
 use crate::events::by_firecrackers_names;
 use crate::machine::Running;
@@ -72,9 +72,16 @@ pub(super) fn handle(guest: &mut Running, document: &mut Document, request: Requ
             }
             Ok(Answer::Done)
         }
-        R::CreateSnapshot(_) => Err(Fault::not_supported(
-            "snapshots, until this VMM has a store for them",
-        )),
+        R::CreateSnapshot(request) => {
+            let start = Instant::now();
+            let outcome = snapshot::create(guest, document, request);
+            let gauges = [
+                &latencies.full_create_snapshot,
+                &latencies.vmm_full_create_snapshot,
+            ];
+            took(start, &gauges);
+            outcome
+        }
         _ => Err(Fault::after_start()),
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use api::model::{Document, MachineConfig};
 
 use super::Controller;
-use crate::config::{ConfigError, firecracker};
+use crate::config::{ConfigError, VmConfig, firecracker};
 use crate::events::Events;
 use crate::exit::{CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{Seccomp, ThreadKind};
 use crate::logger::chain;
-use crate::machine::{Context, Machine, MachineError};
+use crate::machine::{Context, Machine, MachineError, Snapshot};
 use crate::terminal::RawMode;
 
 /// What the command line says of how this process runs its guest.
@@ -73,13 +73,30 @@ impl Controller {
             return Err(StartError::NoKernel);
         }
         let config = firecracker::guest(&self.document, self.settings.pci)?;
-        let context = Context {
+        let machine = Machine::build(&config, &self.context())?;
+        self.run_machine(machine)
+    }
+
+    /// As [`start`](Self::start), from a snapshot: the guest is paused.
+    pub(super) fn resume_from(
+        &mut self,
+        config: &VmConfig,
+        snapshot: &Snapshot,
+    ) -> Result<(), StartError> {
+        let machine = Machine::restore(config, &self.context(), snapshot)?;
+        self.run_machine(machine)
+    }
+
+    fn context(&self) -> Context {
+        Context {
             latch: self.latch.clone(),
             events: self.settings.events.clone(),
             seccomp: self.settings.seccomp.clone(),
             report_boot_time: self.settings.report_boot_time,
-        };
-        let machine = Machine::build(&config, &context)?;
+        }
+    }
+
+    fn run_machine(&mut self, machine: Machine) -> Result<(), StartError> {
         let raw_mode = RawMode::enter().map_err(StartError::Terminal)?;
         let started = machine.start(&mut self.event_loop).inspect_err(|error| {
             self.latch.set(ExitReason::Error(chain(error)));

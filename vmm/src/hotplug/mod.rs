@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::legacy::acpi::{Ged, GedEvent};
+use devices::pci::hotplug::HotplugState;
 use devices::pci::{HotplugRegisters, PciBus, SLOTS};
 
 pub use error::{DeviceId, HotplugError};
@@ -69,6 +70,26 @@ pub struct Connections {
     pub handles: DeviceHandles,
 }
 
+/// What has a device number when the guest starts.
+pub struct Present {
+    /// The device number.
+    pub slot: usize,
+    /// What it is called in a snapshot.
+    pub name: String,
+    /// Its name, if it can be removed.
+    pub id: Option<DeviceId>,
+}
+
+/// What is where, and what the guest has not heard.
+pub struct PlugState {
+    /// The guest knows the slots below it.
+    pub limit: usize,
+    /// The registers.
+    pub registers: HotplugState,
+    /// What each device number's device is called in a snapshot.
+    pub names: Vec<(usize, String)>,
+}
+
 struct Inner {
     /// What the guest has now.
     config: VmConfig,
@@ -95,22 +116,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hotplug {
-    /// For a guest of `config`. `present` are the device numbers that have a device (the host bridge is one), with the
-    /// names of those that can be removed.
-    pub fn new(
-        connections: Connections,
-        config: &VmConfig,
-        present: Vec<(usize, Option<DeviceId>)>,
-    ) -> Arc<Self> {
+    /// For a guest of `config`. `present` is what has a device number (the host bridge has one).
+    pub fn new(connections: Connections, config: &VmConfig, present: Vec<Present>) -> Arc<Self> {
         let (jobs, receiver) = mpsc::channel();
         let mut slots = Slots {
             limit: slot_limit(present.len()),
             places: [const { None }; SLOTS],
         };
         let mut removable = 0;
-        for (slot, id) in present {
+        for Present { slot, name, id } in present {
             removable |= u32::from(id.is_some()) << slot;
             slots.places[slot] = Some(Slot {
+                name,
                 id,
                 ..Slot::default()
             });
@@ -130,6 +147,31 @@ impl Hotplug {
                 ended: false,
             }),
         })
+    }
+
+    /// What a guest that goes on elsewhere has to find again. While something comes or goes there is none.
+    pub fn state(&self) -> Option<PlugState> {
+        let inner = lock(&self.inner);
+        if inner.waiting > 0 || inner.slots.any_leaving() || inner.slots.any_requested() {
+            return None;
+        }
+        let places = inner.slots.places.iter().enumerate();
+        Some(PlugState {
+            limit: inner.slots.limit,
+            registers: lock(&self.registers).state(),
+            names: places
+                .filter_map(|(number, slot)| Some((number, slot.as_ref()?.name.clone())))
+                .collect(),
+        })
+    }
+
+    /// Goes on from a `state`, in place of a guest that has not started.
+    pub fn restore(&self, limit: usize, registers: &HotplugState) {
+        let mut inner = lock(&self.inner);
+        inner.slots.limit = limit.min(SLOTS);
+        lock(&self.registers).restore(registers);
+        // What it has not heard of it is reminded of.
+        inner.remind_until = Instant::now() + REMIND_FOR;
     }
 
     /// To be put on the port bus.
@@ -288,6 +330,7 @@ impl Hotplug {
             return Err(HotplugError::Slot { id, source });
         }
         inner.slots.places[slot] = Some(Slot {
+            name: placed.name,
             id: Some(id.clone()),
             thread: Some(thread),
             ..Slot::default()

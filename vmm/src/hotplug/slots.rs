@@ -11,6 +11,8 @@ use crate::device_thread::RunningThread;
 /// A device number that is not free.
 #[derive(Default)]
 pub(super) struct Slot {
+    /// What the device is called in a snapshot.
+    pub(super) name: String,
     /// The device's name, if it can be removed.
     pub(super) id: Option<DeviceId>,
     /// Does its work, if it has a thread of its own and the run has begun.

@@ -79,7 +79,7 @@ fn world() -> World {
     let bus = pci::build(&layout, &mut ports, &mut mmio).unwrap();
     let output = crate::platform::output(&Seccomp::off()).unwrap();
     let (made, handles) = virtio::make(&config, &output, &events).unwrap();
-    let placed = virtio::attach_pci(&vm, &memory, &bus, made).unwrap();
+    let placed = virtio::attach_pci(&vm, &memory, &bus, made, None).unwrap();
     let ged = Arc::new(Mutex::new(Ged::new(Arc::new(
         EventFd::new(EFD_NONBLOCK).unwrap(),
     ))));
@@ -94,8 +94,17 @@ fn world() -> World {
         events,
         handles: handles.devices,
     };
-    let names = placed.iter().map(|at| (at.slot, at.removable.clone()));
-    let present: Vec<_> = [(0, None)].into_iter().chain(names).collect();
+    let names = placed.iter().map(|at| Present {
+        slot: at.slot,
+        name: at.name.clone(),
+        id: at.removable.clone(),
+    });
+    let bridge = Present {
+        slot: 0,
+        name: "bridge".into(),
+        id: None,
+    };
+    let present: Vec<_> = [bridge].into_iter().chain(names).collect();
     assert_eq!(present.len(), PRESENT);
     let hotplug = Hotplug::new(connections, &config, present);
     let jobs = lock(&hotplug.receiver).take().unwrap();

@@ -3,18 +3,20 @@
 mod running;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
-use devices::legacy::watchdog::{Watchdog, WatchdogTimer};
+use devices::legacy::watchdog::{Watchdog, WatchdogState, WatchdogTimer};
 use devices::pci::hotplug as hotplug_registers;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
 pub use self::running::{PauseError, Running};
 use crate::acpi::{self, AcpiError};
-use crate::boot::{self, BootError, cmdline};
+use crate::boot::{self, BootError, Entry, cmdline};
 use crate::config::VmConfig;
 use crate::controller::{Opener, Targets};
 use crate::cpu::cpuid::Place;
@@ -23,15 +25,17 @@ use crate::cpu::template::{self, TemplateError};
 use crate::device_thread::{DeviceThread, ThreadError};
 use crate::events::Events;
 use crate::exit::ExitReason;
-use crate::hotplug::{Connections, Hotplug};
+use crate::hotplug::{Connections, Hotplug, Present};
 use crate::jail::opened;
 use crate::jail::seccomp::Seccomp;
 use crate::latch::ExitLatch;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, GuestMemory, MemoryError};
 use crate::metrics::{self, FlushTimer, VcpuMetrics};
 use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
+use crate::snapshot::state::{DevicesState, State};
+use crate::snapshot::{self, Platform, Subject, Transports};
 use crate::stats::VcpuStats;
 use crate::vcpu::{self, Buses, Gate, Setting, VcpuError};
 use crate::virtio::{self, Places, Thread, VirtioError};
@@ -72,6 +76,15 @@ pub enum MachineError {
     Event(#[source] io::Error),
     #[error("Cannot install the signal handler for vCPUs")]
     Signal(#[source] errno::Error),
+    #[error(
+        "The snapshot is of a guest on a processor with {missing}, which this host lacks: choose another host, or a \
+         cpu_template before the guest is started"
+    )]
+    MissingFeatures { missing: String },
+    #[error("The snapshot has states of {found} vCPUs, its configuration has {count}")]
+    VcpuStates { found: usize, count: u8 },
+    #[error("The snapshot's devices are not where its configuration has them")]
+    OtherTransport,
     #[error("Cannot use the control socket")]
     Control(#[source] io::Error),
 }
@@ -120,6 +133,80 @@ pub struct Machine {
     output: Output,
     watchdog: Arc<Mutex<Watchdog>>,
     targets: Targets,
+    subject: Arc<Subject>,
+    /// For one that begins paused: what its watchdog has left.
+    paused: Option<WatchdogState>,
+}
+
+/// A snapshot to go on from.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its state.
+    pub state: State,
+    /// Where its memory is.
+    pub memory: PathBuf,
+    /// Lets the guest's clock go on as much later as it is in the world.
+    pub advance_clock: bool,
+}
+
+/// How vCPUs begin.
+enum Begin<'a> {
+    Boot(Entry),
+    Resume(&'a Snapshot),
+}
+
+/// Memory with a kernel, and where that begins.
+fn load(config: &VmConfig, places: &Places) -> Result<(Arc<GuestMemory>, Entry), MachineError> {
+    let line = cmdline::complete(config, places.mmio())?;
+    let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
+    let announced = if cmdline::acpi_is_off(&line) {
+        &[][..]
+    } else {
+        places.mmio()
+    };
+    let rsdp = acpi::write(&memory, config.vcpus.get(), announced, places.pci())?;
+    let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
+    regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
+    Ok((memory, entry))
+}
+
+/// A vCPU with its CPUID.
+type Vcpu = (VcpuFd, Vec<kvm_cpuid_entry2>);
+
+fn make_vcpus(vm: &Vm, config: &VmConfig, begin: &Begin<'_>) -> Result<Vec<Vcpu>, MachineError> {
+    let count = config.vcpus.get();
+    match begin {
+        Begin::Boot(entry) => {
+            let cpuid = template::apply(config.cpu.template, vm.supported_cpuid())?;
+            let threads = config.cpu.threads_per_core();
+            let make = |id| {
+                let place = Place { id, count, threads };
+                let (vcpu, cpuid) = vcpu::create(vm, &cpuid, place, *entry)?;
+                Ok((vcpu, cpuid.as_slice().to_vec()))
+            };
+            (0..count).map(make).collect()
+        }
+        Begin::Resume(Snapshot {
+            state,
+            advance_clock,
+            ..
+        }) => {
+            let found = state.vcpus.len();
+            if found != usize::from(count) {
+                return Err(MachineError::VcpuStates { found, count });
+            }
+            let supported = vm.supported_cpuid().as_slice();
+            let mut vcpus = Vec::with_capacity(found);
+            for (id, state) in (0..).zip(&state.vcpus) {
+                if let Some(missing) = snapshot::cpu::missing(&state.cpuid, supported) {
+                    return Err(MachineError::MissingFeatures { missing });
+                }
+                vcpus.push((vcpu::restore(vm, id, state)?, state.cpuid.clone()));
+            }
+            vm.restore(&state.vm, *advance_clock)?;
+            Ok(vcpus)
+        }
+    }
 }
 
 /// Opens what the host has for every guest: for a jail that closes before it is known what runs there.
@@ -141,6 +228,23 @@ pub fn open_ahead(config: &VmConfig) -> Result<(), MachineError> {
 impl Machine {
     /// Builds the guest. Nothing of it runs yet.
     pub fn build(config: &VmConfig, context: &Context) -> Result<Self, MachineError> {
+        Self::assemble(config, context, None)
+    }
+
+    /// Builds the guest as it was when its `snapshot` was taken. It begins paused.
+    pub fn restore(
+        config: &VmConfig,
+        context: &Context,
+        snapshot: &Snapshot,
+    ) -> Result<Self, MachineError> {
+        Self::assemble(config, context, Some(snapshot))
+    }
+
+    fn assemble(
+        config: &VmConfig,
+        context: &Context,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Self, MachineError> {
         let Context {
             latch,
             events,
@@ -153,46 +257,83 @@ impl Machine {
         let places = virtio::places(config)?;
         let output = platform::output(seccomp)?;
         let (devices, handles) = virtio::make(config, &output, events)?;
-        let line = cmdline::complete(config, places.mmio())?;
-        let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
-        let announced = if cmdline::acpi_is_off(&line) {
-            &[][..]
-        } else {
-            places.mmio()
+        let (memory, begin) = match snapshot {
+            None => {
+                let (memory, entry) = load(config, &places)?;
+                (memory, Begin::Boot(entry))
+            }
+            Some(snapshot) => {
+                let memory = memory::from_file(config.memory, &snapshot.memory)?;
+                (Arc::new(memory), Begin::Resume(snapshot))
+            }
         };
-        let rsdp = acpi::write(&memory, config.vcpus.get(), announced, places.pci())?;
-        let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
-        regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
-
         let vm = Arc::new(Vm::new(&memory, config.vcpus)?);
         let regions: Vec<_> = devices.iter().filter_map(|made| made.region).collect();
         vm.add_regions(&memory, &regions)?;
+        // Before all devices: what they interrupt for when they go on must find the processors as they were.
+        let (vcpus, cpuids): (Vec<_>, _) = make_vcpus(&vm, config, &begin)?.into_iter().unzip();
+        let states = snapshot.map(|snapshot| &snapshot.state);
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let taken = config.console.as_ref().is_some_and(|console| console.stdio);
         let input = platform::serial_input(taken)?;
         let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink, &output, input)?;
+        if let Some(state) = states {
+            platform.restore(&state.platform, &output)?;
+        }
         let mut hotplug = None;
+        let transports;
         let workers: Vec<_> = match &places {
-            Places::Mmio(places) => virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places)?
-                .into_iter()
-                .enumerate()
-                .map(|(index, (worker, thread))| (index, worker, thread))
-                .collect(),
+            Places::Mmio(places) => {
+                let saved = match states.map(|state| &state.devices) {
+                    Some(DevicesState::Mmio(saved)) => Some(&saved[..]),
+                    Some(DevicesState::Pci(_)) => return Err(MachineError::OtherTransport),
+                    None => None,
+                };
+                let attached =
+                    virtio::attach_mmio(&vm, &memory, &mut mmio, devices, places, saved)?;
+                let all = attached.iter();
+                let all = all.map(|at| (at.name.clone(), at.transport.clone()));
+                transports = Transports::Mmio(all.collect());
+                let workers = attached.into_iter().enumerate();
+                workers
+                    .map(|(index, at)| (index, at.worker, at.thread))
+                    .collect()
+            }
             Places::Pci(layout) => {
+                let saved = match states.map(|state| &state.devices) {
+                    Some(DevicesState::Pci(saved)) => Some(saved),
+                    Some(DevicesState::Mmio(_)) => return Err(MachineError::OtherTransport),
+                    None => None,
+                };
                 let bus = pci::build(layout, &mut ports, &mut mmio)?;
-                let placed = virtio::attach_pci(&vm, &memory, &bus, devices)?;
-                let names = placed.iter().map(|at| (at.slot, at.removable.clone()));
-                let present = [(pci::HOST_BRIDGE, None)].into_iter().chain(names);
+                let functions = saved.map(|saved| &saved.functions[..]);
+                let placed = virtio::attach_pci(&vm, &memory, &bus, devices, functions)?;
+                let names = placed.iter().map(|at| Present {
+                    slot: at.slot,
+                    name: at.name.clone(),
+                    id: at.removable.clone(),
+                });
+                let bridge = Present {
+                    slot: pci::HOST_BRIDGE,
+                    name: "bridge".into(),
+                    id: None,
+                };
+                let present = [bridge].into_iter().chain(names);
                 let connections = Connections {
                     vm: vm.clone(),
                     memory: memory.clone(),
-                    bus,
+                    bus: bus.clone(),
                     ged: platform.ged.clone(),
                     latch: latch.clone(),
                     events: events.clone(),
                     handles: handles.devices.clone(),
                 };
                 let plugs = Hotplug::new(connections, config, present.collect());
+                if let Some(saved) = saved {
+                    bus.set_port_address(saved.port_address);
+                    plugs.restore(saved.slot_limit, &saved.hotplug);
+                }
+                transports = Transports::Pci(bus, plugs.clone());
                 let registers = plugs.registers();
                 ports
                     .insert(acpi::HOTPLUG_PORT.into(), hotplug_registers::LEN, registers)
@@ -204,13 +345,6 @@ impl Machine {
                     .collect()
             }
         };
-        let cpuid = template::apply(config.cpu.template, vm.supported_cpuid())?;
-        let count = config.vcpus.get();
-        let threads = config.cpu.threads_per_core();
-        let vcpus = (0..count)
-            .map(|id| vcpu::create(&vm, &cpuid, Place { id, count, threads }, entry))
-            .collect::<Result<Vec<_>, _>>()?;
-
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = vec![
             Box::new(platform.serial_input),
             Box::new(WatchdogTimer::new(platform.watchdog.clone())),
@@ -225,6 +359,18 @@ impl Machine {
                 }
             }
         }
+        let subject = Arc::new(Subject {
+            vm: vm.clone(),
+            memory,
+            gate: Arc::new(Gate::default()),
+            cpuids,
+            platform: Platform {
+                serial: platform.serial,
+                rtc: platform.rtc,
+                ged: platform.ged.clone(),
+            },
+            transports,
+        });
         let targets = Targets {
             ged: platform.ged,
             generation_id: platform.generation_id,
@@ -256,6 +402,8 @@ impl Machine {
             output,
             watchdog: platform.watchdog,
             targets,
+            subject,
+            paused: states.map(|state| state.platform.watchdog),
         })
     }
 
@@ -271,6 +419,8 @@ impl Machine {
             output,
             watchdog,
             targets,
+            subject,
+            paused,
         } = self;
         let Context {
             latch,
@@ -298,7 +448,10 @@ impl Machine {
         }
         let opener = Opener::start(seccomp.clone());
         let opener = opener.map_err(|error| MachineError::Thread(ThreadError::Spawn(error)))?;
-        let gate = Arc::new(Gate::default());
+        let gate = subject.gate.clone();
+        if paused.is_some() {
+            gate.close();
+        }
         let setting = Setting {
             buses,
             latch: latch.clone(),
@@ -333,7 +486,8 @@ impl Machine {
             devices,
             output,
             watchdog,
-            paused: None,
+            paused,
+            subject,
             opener,
             targets,
         })

@@ -10,6 +10,7 @@ use crate::controller::{Opener, Targets};
 use crate::device_thread::{self, RunningThread};
 use crate::latch::ExitLatch;
 use crate::output::Output;
+use crate::snapshot::Subject;
 use crate::vcpu::{Gate, VcpuThread};
 use crate::vm::Vm;
 
@@ -49,6 +50,8 @@ pub struct Running {
     pub(super) watchdog: Arc<Mutex<Watchdog>>,
     /// While the guest is paused: what its watchdog had left.
     pub(super) paused: Option<WatchdogState>,
+    /// What a snapshot is taken of.
+    pub(super) subject: Arc<Subject>,
     /// Opens files for who asks for changes.
     pub opener: Opener,
     /// What can be done with its devices.
@@ -107,6 +110,11 @@ impl Running {
             self.gate.open();
             log::info!("The guest goes on");
         }
+    }
+
+    /// What a snapshot is taken of, and what the watchdog has left: of a guest that stands still.
+    pub fn subject(&self) -> Option<(Arc<Subject>, WatchdogState)> {
+        self.paused.map(|watchdog| (self.subject.clone(), watchdog))
     }
 
     fn lock_watchdog(&self) -> std::sync::MutexGuard<'_, Watchdog> {

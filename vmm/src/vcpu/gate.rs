@@ -1,16 +1,31 @@
 //! Where vCPUs stand while the guest is paused.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
 
 use crate::latch::ExitLatch;
 
+/// Something that each parked vCPU's thread does, with the vCPU's number.
+pub type Errand = Arc<dyn Fn(u8, &VcpuFd) + Send + Sync>;
+
+#[derive(Default)]
+struct Inner {
+    parked: usize,
+    /// How many errands there were, and the last of them.
+    errands: u64,
+    errand: Option<Errand>,
+    /// How many have done that.
+    done: usize,
+}
+
 /// Open while the guest runs. A vCPU that comes to a closed gate parks there; a kick makes it come.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Gate {
     closed: AtomicBool,
-    parked: Mutex<usize>,
+    inner: Mutex<Inner>,
     changed: Condvar,
 }
 
@@ -34,7 +49,7 @@ impl Gate {
     /// Those that are parked look whether the run has ended.
     pub fn wake(&self) {
         // Under the lock: not between a vCPU's look at the gate and its sleep.
-        let _parked = self.lock();
+        let _inner = self.lock();
         self.changed.notify_all();
     }
 
@@ -42,31 +57,59 @@ impl Gate {
     pub fn wait_for(&self, all: usize, patience: Duration) -> bool {
         let waiting = self
             .changed
-            .wait_timeout_while(self.lock(), patience, |parked| *parked < all);
-        *waiting.unwrap_or_else(PoisonError::into_inner).0 >= all
+            .wait_timeout_while(self.lock(), patience, |inner| inner.parked < all);
+        waiting.unwrap_or_else(PoisonError::into_inner).0.parked >= all
+    }
+
+    /// Has each of `all` parked threads do `errand`, and waits until they have, for `patience` at most. Says whether they
+    /// have; who comes later does not do it.
+    pub fn send(&self, all: usize, errand: Errand, patience: Duration) -> bool {
+        let mut inner = self.lock();
+        inner.errands += 1;
+        inner.errand = Some(errand);
+        inner.done = 0;
+        self.changed.notify_all();
+        let waiting = self
+            .changed
+            .wait_timeout_while(inner, patience, |inner| inner.done < all);
+        let mut inner = waiting.unwrap_or_else(PoisonError::into_inner).0;
+        inner.errand = None;
+        inner.done >= all
     }
 
     /// How many are parked.
     pub fn parked(&self) -> usize {
-        *self.lock()
+        self.lock().parked
     }
 
-    /// Parks this vCPU's thread until the gate is open or the run has ended.
-    pub(super) fn park(&self, latch: &ExitLatch) {
-        let mut parked = self.lock();
-        *parked += 1;
+    /// Parks this vCPU's thread until the gate is open or the run has ended. `errand` does what it is sent for.
+    pub(super) fn park(&self, latch: &ExitLatch, mut errand: impl FnMut(&Errand)) {
+        let mut inner = self.lock();
+        inner.parked += 1;
+        let mut seen = inner.errands;
         self.changed.notify_all();
         while self.is_closed() && !latch.is_set() {
-            parked = self
+            let new = inner.errands != seen;
+            seen = inner.errands;
+            if let (true, Some(sent)) = (new, inner.errand.clone()) {
+                drop(inner);
+                errand(&sent);
+                inner = self.lock();
+                // Not for one that nobody waits for any more.
+                inner.done += usize::from(inner.errands == seen);
+                self.changed.notify_all();
+                continue;
+            }
+            inner = self
                 .changed
-                .wait(parked)
+                .wait(inner)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *parked -= 1;
+        inner.parked -= 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,7 +117,6 @@ impl Gate {
 mod tests {
     use super::*;
     use crate::exit::ExitReason;
-    use std::sync::Arc;
     use std::thread;
 
     #[test]
@@ -87,11 +129,15 @@ mod tests {
             let threads: Vec<_> = (0..3)
                 .map(|_| {
                     let (gate, latch) = (gate.clone(), latch.clone());
-                    thread::spawn(move || gate.park(&latch))
+                    thread::spawn(move || gate.park(&latch, |_| {}))
                 })
                 .collect();
             assert!(gate.wait_for(3, long));
             assert!(!gate.wait_for(4, Duration::from_millis(1)));
+            for _ in 0..10 {
+                assert!(gate.send(3, Arc::new(|_, _| {}), long));
+            }
+            assert!(!gate.send(4, Arc::new(|_, _| {}), Duration::from_millis(1)));
             if end {
                 latch.set(ExitReason::Stopped);
                 gate.wake();

@@ -3,9 +3,10 @@
 mod exits;
 mod gate;
 mod kick;
+pub mod state;
 mod thread;
 
-pub use gate::Gate;
+pub use gate::{Errand, Gate};
 pub use kick::install_handler;
 pub use thread::{Buses, Setting, VcpuThread, spawn};
 
@@ -13,6 +14,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
+use self::state::VcpuState;
 use crate::boot::Entry;
 use crate::cpu::cpuid::{self, Host, Place};
 use crate::cpu::{msrs, regs};
@@ -47,6 +49,8 @@ pub enum VcpuError {
     },
     #[error("KVM did not take all model-specific registers of vCPU {id}: {taken} of {all}")]
     Msrs { id: u8, taken: usize, all: usize },
+    #[error(transparent)]
+    State(#[from] state::VcpuStateError),
     #[error("Cannot start the thread of vCPU {id}")]
     Spawn {
         id: u8,
@@ -56,8 +60,13 @@ pub enum VcpuError {
 }
 
 /// Makes vCPU `place.id`. The first one gets the registers that `entry` asks for; the others wait in KVM until the guest
-/// starts them. `supported` is the CPUID that its own is made of.
-pub fn create(vm: &Vm, supported: &CpuId, place: Place, entry: Entry) -> Result<VcpuFd, VcpuError> {
+/// starts them. `supported` is the CPUID that its own is made of, which is returned with it.
+pub fn create(
+    vm: &Vm,
+    supported: &CpuId,
+    place: Place,
+    entry: Entry,
+) -> Result<(VcpuFd, CpuId), VcpuError> {
     let id = place.id;
     let set = |what| move |source| VcpuError::Set { id, what, source };
     let fd = vm
@@ -94,6 +103,16 @@ pub fn create(vm: &Vm, supported: &CpuId, place: Place, entry: Entry) -> Result<
     if id == 0 {
         set_boot_state(&fd, entry).map_err(|(what, source)| VcpuError::Set { id, what, source })?;
     }
+    Ok((fd, cpuid))
+}
+
+/// Makes vCPU `id` as it was when `state` was taken.
+pub fn restore(vm: &Vm, id: u8, state: &VcpuState) -> Result<VcpuFd, VcpuError> {
+    let fd = vm
+        .create_vcpu(id)
+        .map_err(|source| VcpuError::Create { id, source })?;
+    settle_tsc(&fd, id);
+    state::restore(id, &fd, state)?;
     Ok(fd)
 }
 

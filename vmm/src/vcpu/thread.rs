@@ -73,10 +73,7 @@ pub fn spawn(
                 ended: false,
             };
             match setting.seccomp.enter(ThreadKind::Vcpu) {
-                Ok(()) => {
-                    before();
-                    guard.run(vcpu);
-                }
+                Ok(()) => guard.run(vcpu, before),
                 Err(error) => setting.latch.set(ExitReason::Error(chain(&error))),
             }
             guard.ended = true;
@@ -93,11 +90,20 @@ struct EndGuard<'a> {
 }
 
 impl EndGuard<'_> {
-    fn run(&self, mut vcpu: VcpuFd) {
+    fn run(&self, mut vcpu: VcpuFd, before: impl FnOnce()) {
         let Setting {
             buses, latch, gate, ..
         } = self.setting;
         let mut vcpu = Registration::new(&mut vcpu);
+        let park = |vcpu: &VcpuFd| gate.park(latch, |errand| errand(self.id, vcpu));
+        // A guest that goes on from a snapshot begins paused.
+        if gate.is_closed() {
+            park(vcpu.vcpu());
+            if latch.is_set() {
+                return;
+            }
+        }
+        before();
         loop {
             match exits::run(vcpu.vcpu(), buses) {
                 Next::Run => {}
@@ -105,7 +111,7 @@ impl EndGuard<'_> {
                 // Only here: after a kick, KVM has ended what an exit had left open.
                 Next::Kicked if gate.is_closed() => {
                     tell_of_pause(vcpu.vcpu(), self.id);
-                    gate.park(latch);
+                    park(vcpu.vcpu());
                 }
                 Next::Check | Next::Kicked => {}
                 Next::TripleFault => return latch.set(ExitReason::TripleFault),

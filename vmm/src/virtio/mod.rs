@@ -22,6 +22,7 @@ use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
 use devices::virtio::rng::Rng;
+use devices::virtio::saved::RestoreError;
 use devices::virtio::vhost_user::BackendError;
 use devices::virtio::worker::VirtioWorker;
 
@@ -35,6 +36,7 @@ use crate::layout::{LEGACY_IRQS, PCI_WINDOW, VIRTIO_IRQS, VIRTIO_MMIO, VIRTIO_MM
 use crate::memory::GuestMemory;
 use crate::output::Output;
 use crate::pci::{PciLayout, slot_limit};
+use crate::snapshot::state::{MmioDeviceState, PciFunctionState};
 use crate::vm::{Vm, VmError};
 use crate::{metrics, mmds};
 
@@ -158,6 +160,16 @@ pub enum VirtioError {
         #[source]
         source: VmError,
     },
+    #[error("The snapshot has no state of the device \"{name}\"")]
+    NoState { name: String },
+    #[error("The snapshot has states of {found} devices, and its configuration has {expected}")]
+    States { found: usize, expected: usize },
+    #[error("The device \"{name}\" cannot go on from its state")]
+    Restore {
+        name: String,
+        #[source]
+        source: RestoreError,
+    },
 }
 
 impl VirtioError {
@@ -192,6 +204,8 @@ pub enum Thread {
 
 /// A device, not yet placed anywhere.
 pub struct Made {
+    /// What it is called in a snapshot: no other device of the guest is.
+    pub name: String,
     /// The device.
     pub device: Box<dyn VirtioDevice>,
     /// Who does its work.
@@ -205,9 +219,10 @@ pub struct Made {
 }
 
 impl Made {
-    fn new(device: impl VirtioDevice + 'static, thread: Thread) -> Self {
+    fn new(name: impl Into<String>, device: impl VirtioDevice + 'static, thread: Thread) -> Self {
         let device = Box::new(device);
         Self {
+            name: name.into(),
             device,
             thread,
             region: None,
@@ -234,7 +249,8 @@ pub fn make_drive(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Made, VirtioE
     let (device, handle) = block::make(drive, vcpus)?;
     let id = DeviceId::Drive(drive.id.to_string());
     let handle = DeviceHandle::Drive(Arc::new(Mutex::new(handle)));
-    let made = Made::new(device, Thread::Own).with_handle(id.clone(), handle);
+    let name = format!("drive/{}", drive.id);
+    let made = Made::new(name, device, Thread::Own).with_handle(id.clone(), handle);
     Ok(if drive.is_root {
         made
     } else {
@@ -246,7 +262,7 @@ pub fn make_drive(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Made, VirtioE
 pub fn make_net(interface: &NetConfig) -> Result<Made, VirtioError> {
     let (device, handle) = net::make(interface)?;
     let id = DeviceId::Net(interface.id.clone());
-    let made = Made::new(device, Thread::Own);
+    let made = Made::new(format!("net/{}", interface.id), device, Thread::Own);
     Ok(made
         .with_handle(id.clone(), DeviceHandle::Net(handle))
         .removable(id))
@@ -304,7 +320,7 @@ pub fn make(
         devices.push(handles.devices.keep(made));
     }
     if let Some(config) = &config.vsock {
-        devices.push(Made::new(vsock::make(config)?, Thread::Own));
+        devices.push(Made::new("vsock", vsock::make(config)?, Thread::Own));
     }
     let mut places = pmem::Places::new(config.memory);
     for pmem in &config.pmem {
@@ -312,27 +328,31 @@ pub fn make(
         devices.push(Made {
             region: Some(region),
             // A flush waits for the medium.
-            ..Made::new(device, Thread::Own)
+            ..Made::new(format!("pmem/{}", pmem.id), device, Thread::Own)
         });
     }
     for fs in &config.fs {
-        devices.push(Made::new(fs::make(fs)?, Thread::Own));
+        devices.push(Made::new(
+            format!("fs/{}", fs.tag),
+            fs::make(fs)?,
+            Thread::Own,
+        ));
     }
     if let Some(limits) = config.entropy {
         let rng = Rng::limited(rate_limiter(limits)?);
         metrics::process().watch("entropy", None, &rng);
-        devices.push(Made::new(rng, Thread::Shared));
+        devices.push(Made::new("entropy", rng, Thread::Shared));
     }
     if let Some(config) = &config.console {
         let console = console::make(config, output)?;
         handles.resizer = Some(console.resizer());
-        devices.push(Made::new(console, Thread::Shared));
+        devices.push(Made::new("console", console, Thread::Shared));
     }
     if let Some(balloon) = &config.balloon {
         let (device, handle) = balloon::make(balloon, config.memory, events)?;
         handles.balloon = Some(handle);
         // Freeing gigabytes takes the host a while.
-        devices.push(Made::new(device, Thread::Own));
+        devices.push(Made::new("balloon", device, Thread::Own));
     }
     debug_assert_eq!(devices.len(), config.virtio_devices());
     Ok((devices, handles))
@@ -412,6 +432,8 @@ fn mmio_places(config: &VmConfig) -> Result<Vec<MmioDevice>, VirtioError> {
 pub struct Placed {
     /// The device number.
     pub slot: usize,
+    /// What it is called in a snapshot.
+    pub name: String,
     /// Does the device's work.
     pub worker: VirtioWorker,
     /// On which thread.
@@ -434,6 +456,7 @@ pub fn connect_pci(
     let function = VirtioPci::new(made.device, memory.clone(), base, Arc::new(vectors), binder)?;
     let placed = Placed {
         slot,
+        name: made.name,
         worker: function.worker()?,
         thread: made.thread,
         removable: made.removable,
@@ -441,17 +464,36 @@ pub fn connect_pci(
     Ok((function, placed))
 }
 
-/// Puts `devices` on the PCI bus and returns what does their work.
+/// Puts `devices` on the PCI bus and returns what does their work. With `saved`, each goes on from its state, at the device
+/// number where it was.
 pub fn attach_pci(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     bus: &PciBus,
     devices: Vec<Made>,
+    saved: Option<&[PciFunctionState]>,
 ) -> Result<Vec<Placed>, VirtioError> {
+    check_count(saved.map(<[_]>::len), devices.len())?;
     let mut all = Vec::with_capacity(devices.len());
     for (index, (slot, made)) in (FIRST_SLOT..).zip(devices).enumerate() {
+        let state = saved.map(|saved| {
+            let mut states = saved.iter();
+            let found = states.find(|state| state.name == made.name);
+            found.ok_or_else(|| VirtioError::NoState {
+                name: made.name.clone(),
+            })
+        });
+        let state = state.transpose()?;
+        let slot = state.map_or(slot, |state| state.slot);
         let (function, placed) = connect_pci(vm, memory, slot, made)
             .map_err(|source| VirtioError::Events { index, source })?;
+        if let Some(state) = state {
+            let restored = function.restore(&state.function);
+            restored.map_err(|source| VirtioError::Restore {
+                name: placed.name.clone(),
+                source,
+            })?;
+        }
         bus.insert(slot, Arc::new(function))
             .map_err(|source| VirtioError::Slot { index, source })?;
         all.push(placed);
@@ -459,15 +501,37 @@ pub fn attach_pci(
     Ok(all)
 }
 
-/// Puts `devices` at `places` and returns what does their work, and on which thread.
+/// Whether there are as many states as devices, if there are any.
+fn check_count(found: Option<usize>, expected: usize) -> Result<(), VirtioError> {
+    match found {
+        Some(found) if found != expected => Err(VirtioError::States { found, expected }),
+        _ => Ok(()),
+    }
+}
+
+/// A device on MMIO.
+pub struct Attached {
+    /// What it is called in a snapshot.
+    pub name: String,
+    /// Its registers.
+    pub transport: Arc<MmioTransport>,
+    /// Does the device's work.
+    pub worker: VirtioWorker,
+    /// On which thread.
+    pub thread: Thread,
+}
+
+/// Puts `devices` at `places`. With `saved`, each goes on from its state.
 pub fn attach_mmio(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     bus: &mut Bus,
     devices: Vec<Made>,
     places: &[MmioDevice],
-) -> Result<Vec<(VirtioWorker, Thread)>, VirtioError> {
-    let mut workers = Vec::with_capacity(devices.len());
+    saved: Option<&[MmioDeviceState]>,
+) -> Result<Vec<Attached>, VirtioError> {
+    check_count(saved.map(<[_]>::len), devices.len())?;
+    let mut all = Vec::with_capacity(devices.len());
     for (index, (made, place)) in devices.into_iter().zip(places).enumerate() {
         let connect = |source| VirtioError::Connect { index, source };
         let line = vm.interrupt_line(place.irq).map_err(connect)?;
@@ -477,14 +541,32 @@ pub fn attach_mmio(
             vm.watch_write(doorbell, place.address + mmio::QUEUE_NOTIFY, queue)
                 .map_err(connect)?;
         }
+        let name = made.name;
+        match saved.map(|saved| &saved[index]) {
+            Some(state) if state.name == name => {
+                let restored = transport.restore(&state.transport);
+                restored.map_err(|source| VirtioError::Restore {
+                    name: name.clone(),
+                    source,
+                })?;
+            }
+            Some(_) => return Err(VirtioError::NoState { name }),
+            None => {}
+        }
         let worker = transport
             .worker()
             .map_err(|source| VirtioError::Events { index, source })?;
-        workers.push((worker, made.thread));
-        bus.insert(place.address, mmio::LEN, Arc::new(transport))
+        let transport = Arc::new(transport);
+        bus.insert(place.address, mmio::LEN, transport.clone())
             .map_err(|source| VirtioError::Bus { index, source })?;
+        all.push(Attached {
+            name,
+            transport,
+            worker,
+            thread: made.thread,
+        });
     }
-    Ok(workers)
+    Ok(all)
 }
 
 #[cfg(test)]

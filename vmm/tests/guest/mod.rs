@@ -232,6 +232,109 @@ impl Code {
             .bytes(&back.wrapping_neg().to_le_bytes())
     }
 
+    /// mov byte [address], value
+    fn store_byte(self, address: u32, value: u8) -> Self {
+        self.bytes(&[0xc6, 0x05])
+            .bytes(&address.to_le_bytes())
+            .bytes(&[value])
+    }
+
+    /// mov word [address], value
+    fn store_word(self, address: u32, value: u16) -> Self {
+        self.bytes(&[0x66, 0xc7, 0x05])
+            .bytes(&address.to_le_bytes())
+            .bytes(&value.to_le_bytes())
+    }
+
+    /// For ever: waits for a byte from the serial port, adds one to a byte in memory and to `EDI`, writes that byte as the
+    /// first of the disk's first sector, and prints the request's status as a digit, the byte, and `EDI`.
+    ///
+    /// The disk is the only device, on PCI at device number 1 or else at the first place on MMIO.
+    pub fn count_on_disk(self, pci: bool) -> Self {
+        const TABLE: u32 = 0x18_0000;
+        const AVAILABLE: u32 = 0x18_1000;
+        const USED: u32 = 0x18_1800;
+        const HEADER: u32 = 0x18_2000;
+        const DATA: u32 = 0x18_3000;
+        const STATUS: u32 = 0x18_4000;
+        let mut code = self.store(HEADER, 1);
+        for (index, address, len, flags) in [
+            (0, HEADER, 16, 1_u32 | 1 << 16),
+            (1, DATA, 512, 1 | 2 << 16),
+            (2, STATUS, 1, 2),
+        ] {
+            let at = TABLE + 16 * index;
+            code = code
+                .store(at, address)
+                .store(at + 8, len)
+                .store(at + 12, flags);
+        }
+        let (mut code, doorbell) = if pci {
+            let bar = 0xd800_8000;
+            let code = code.config(1, 4).out_long(0xcfc, 6);
+            // The first interrupt vector, which nobody takes: interrupts are off.
+            let code = code
+                .store(bar + 0x3000, 0xfee0_0000)
+                .store(bar + 0x3008, 0x41)
+                .store(bar + 0x300c, 0);
+            let code = code.config(1, 0x84).out_long(0xcfc, 0x8000_0000);
+            let code = code.store_byte(bar + 0x14, 1).store_byte(bar + 0x14, 3);
+            let code = code.store(bar + 8, 1).store(bar + 12, 1);
+            let code = code.store_byte(bar + 0x14, 11);
+            let code = code.store_word(bar + 0x16, 0).store_word(bar + 0x18, 8);
+            let code = code
+                .store_word(bar + 0x1a, 0)
+                .store(bar + 0x20, TABLE)
+                .store(bar + 0x28, AVAILABLE)
+                .store(bar + 0x30, USED)
+                .store_word(bar + 0x1c, 1)
+                .store_byte(bar + 0x14, 15);
+            (code, bar + 0x6000)
+        } else {
+            let base = 0xd000_1000;
+            let code = code.store(base + 0x70, 1).store(base + 0x70, 3);
+            let code = code.store(base + 0x24, 1).store(base + 0x20, 1);
+            let code = code.store(base + 0x70, 11);
+            let code = code.store(base + 0x30, 0).store(base + 0x38, 8);
+            let code = code
+                .store(base + 0x80, TABLE)
+                .store(base + 0x90, AVAILABLE)
+                .store(base + 0xa0, USED)
+                .store(base + 0x44, 1)
+                .store(base + 0x70, 15);
+            (code, base + 0x50)
+        };
+        // xor edi, edi
+        code = code.bytes(&[0x31, 0xff]);
+        let start = code.0.len();
+        // mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx
+        code = code
+            .bytes(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb])
+            .bytes(&[0x66, 0xba, 0xf8, 0x03, 0xec]);
+        // inc edi; inc byte [DATA]
+        code = code.bytes(&[0x47, 0xfe, 0x05]).bytes(&DATA.to_le_bytes());
+        // mov ax, [index]; inc ax; mov [index], ax
+        let index = (AVAILABLE + 2).to_le_bytes();
+        code = code.bytes(&[0x66, 0xa1]).bytes(&index);
+        code = code.bytes(&[0x66, 0x40, 0x66, 0xa3]).bytes(&index);
+        code = code.store(doorbell, 0);
+        // wait: mov ax, [used index]; cmp ax, [index]; jne wait
+        code = code.bytes(&[0x66, 0xa1]).bytes(&(USED + 2).to_le_bytes());
+        code = code.bytes(&[0x66, 0x3b, 0x05]).bytes(&index);
+        code = code.bytes(&[0x75, 0xf1]);
+        // mov dx, 0x3f8; mov al, [STATUS]; add al, '0'; out dx, al; mov al, [DATA]; out dx, al; mov eax, edi; out dx, al
+        code = code.bytes(&[0x66, 0xba, 0xf8, 0x03, 0xa0]);
+        code = code.bytes(&STATUS.to_le_bytes());
+        code = code
+            .bytes(&[0x04, b'0', 0xee, 0xa0])
+            .bytes(&DATA.to_le_bytes());
+        code = code.bytes(&[0xee, 0x89, 0xf8, 0xee]);
+        // jmp start
+        let back = u32::try_from(code.0.len() + 5 - start).unwrap();
+        code.bytes(&[0xe9])
+            .bytes(&back.wrapping_neg().to_le_bytes())
+    }
+
     /// cli; again: hlt; jmp again
     pub fn halt(self) -> Self {
         self.bytes(&[0xfa, 0xf4, 0xeb, 0xfd])

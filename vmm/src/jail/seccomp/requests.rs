@@ -4,6 +4,28 @@
 pub const KVM_RUN: u32 = 0xae80;
 /// Reads a vCPU's general registers.
 pub const KVM_GET_REGS: u32 = 0x8090_ae81;
+/// Reads a vCPU's segment registers.
+pub const KVM_GET_SREGS: u32 = 0x8138_ae83;
+/// Reads a vCPU's model-specific registers.
+pub const KVM_GET_MSRS: u32 = 0xc008_ae88;
+/// Reads a vCPU's local APIC.
+pub const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+/// Reads whether a vCPU runs, halts or waits to be started.
+pub const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+/// Reads a vCPU's pending events.
+pub const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+/// Reads a vCPU's debug registers.
+pub const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+/// Reads a vCPU's extended state.
+pub const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+/// Reads a vCPU's extended control registers.
+pub const KVM_GET_XCRS: u32 = 0x8188_aea6;
+/// Reads the frequency of a vCPU's TSC.
+pub const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+/// Reads a chip of the interrupt controller.
+pub const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+/// Reads the guest's clock.
+pub const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 /// Says that a vCPU was paused.
 pub const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 /// Routes interrupts.
