@@ -43,7 +43,6 @@ fn bad_arguments_have_their_own_code() {
             "--api-sock",
         ),
         (&["--http-api-max-payload-size", "0"], "1 to 67108864 bytes"),
-        (&["--describe-snapshot", "x"], "not supported yet"),
         (
             &[
                 "--no-api",

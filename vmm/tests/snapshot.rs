@@ -154,3 +154,238 @@ fn a_guest_goes_on_in_another_process_with_its_memory_its_registers_and_its_disk
         }
     }
 }
+
+#[test]
+fn all_kinds_of_devices_and_several_vcpus_go_on() {
+    if !have_kvm() {
+        return;
+    }
+    for pci in [false, true] {
+        let sockets = tempfile::tempdir().unwrap();
+        let vsock = |name: &str| sockets.path().join(name);
+        let port = json!({ "ports": [{ "name": "p", "path": sockets.path().join("port") }] });
+        let (mut world, mut vmm) = start(
+            pci,
+            &[
+                ("PATCH", "/machine-config", r#"{"vcpu_count": 3}"#),
+                ("PUT", "/entropy", "{}"),
+                (
+                    "PUT",
+                    "/balloon",
+                    r#"{"amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 1}"#,
+                ),
+                (
+                    "PUT",
+                    "/vsock",
+                    &json!({ "guest_cid": 3, "uds_path": vsock("first") }).to_string(),
+                ),
+                ("PUT", "/console", &port.to_string()),
+            ],
+        );
+        world.step(&mut vmm);
+        done(&mut vmm, ("PATCH", "/balloon", r#"{"amount_mib": 2}"#));
+        let files = Files::new();
+        for generation in 0..3 {
+            done(&mut vmm, PAUSE);
+            done(&mut vmm, ("PUT", "/snapshot/create", &files.create()));
+            kill(vmm);
+            vmm = Vmm::start(&[]);
+            // The socket of before lies there still, as after any fall.
+            let second = vsock(&format!("{generation}"));
+            let mut load: serde_json::Value = serde_json::from_str(&files.load(true)).unwrap();
+            load["vsock_override"] = json!({ "uds_path": second });
+            fs::remove_file(sockets.path().join("port")).unwrap();
+            done(&mut vmm, ("PUT", "/snapshot/load", &load.to_string()));
+            assert!(second.exists());
+            assert_eq!(vmm.get("/balloon")["amount_mib"], 2);
+            assert_eq!(vmm.get("/balloon/statistics")["target_mib"], 2);
+            assert_eq!(vmm.get("/machine-config")["vcpu_count"], 3);
+            world.step(&mut vmm);
+            world.step(&mut vmm);
+            // Another pair: the memory file of this guest is in use.
+            let fault = {
+                done(&mut vmm, PAUSE);
+                vmm.refused("PUT", "/snapshot/create", &files.create())
+            };
+            assert!(fault.contains("in use"), "{fault}");
+            done(&mut vmm, RESUME);
+            world.step(&mut vmm);
+            let next = Files::new();
+            done(&mut vmm, PAUSE);
+            done(&mut vmm, ("PUT", "/snapshot/create", &next.create()));
+            fs::rename(next.state(), files.state()).unwrap();
+            fs::rename(next.memory(), files.memory()).unwrap();
+            kill(vmm);
+            vmm = Vmm::start(&[]);
+            fs::remove_file(sockets.path().join("port")).unwrap();
+            let third = vsock(&format!("{generation}b"));
+            load["vsock_override"] = json!({ "uds_path": third });
+            done(&mut vmm, ("PUT", "/snapshot/load", &load.to_string()));
+            fs::remove_file(files.memory()).unwrap();
+            world.step(&mut vmm);
+        }
+    }
+}
+
+#[test]
+fn what_comes_at_the_wrong_time_or_is_wrong_in_itself_is_refused_and_harms_nothing() {
+    if !have_kvm() {
+        return;
+    }
+    let (mut world, mut vmm) = start(false, &[]);
+    world.step(&mut vmm);
+    let files = Files::new();
+    let fault = vmm.refused("PUT", "/snapshot/create", &files.create());
+    assert!(fault.contains("pause it first"), "{fault}");
+    assert!(!files.state().exists());
+    done(&mut vmm, PAUSE);
+    for (body, expected) in [
+        (
+            json!({ "snapshot_path": "/nowhere/s", "mem_file_path": files.memory() }),
+            "/nowhere/s",
+        ),
+        (
+            json!({ "snapshot_path": files.state(), "mem_file_path": "/dev/null" }),
+            "not a regular file",
+        ),
+        (
+            json!({ "snapshot_path": files.state(), "mem_file_path": files.state() }),
+            "in use",
+        ),
+        (
+            json!({ "snapshot_path": files.state(), "mem_file_path": world.disk.path() }),
+            "in use",
+        ),
+        (
+            json!({ "snapshot_path": files.state(), "mem_file_path": files.memory(), "snapshot_type": "Half" }),
+            "Half",
+        ),
+    ] {
+        let fault = vmm.refused("PUT", "/snapshot/create", &body.to_string());
+        assert!(fault.contains(expected), "{body}: {fault}");
+    }
+    assert_eq!(fs::metadata(world.disk.path()).unwrap().len(), 1 << 20);
+    done(&mut vmm, ("PUT", "/snapshot/create", &files.create()));
+    // Not while there is a guest.
+    let fault = vmm.refused("PUT", "/snapshot/load", &files.load(true));
+    assert!(fault.contains("not supported after starting"), "{fault}");
+    done(&mut vmm, RESUME);
+    world.step(&mut vmm);
+    done(&mut vmm, PAUSE);
+    done(&mut vmm, ("PUT", "/snapshot/create", &files.create()));
+    kill(vmm);
+
+    // Not with a configuration.
+    let mut vmm = Vmm::start(&[]);
+    vmm.done("PATCH", "/machine-config", r#"{"vcpu_count": 2}"#);
+    let fault = vmm.refused("PUT", "/snapshot/load", &files.load(true));
+    assert!(fault.contains("after configuring boot-specific"), "{fault}");
+    kill(vmm);
+
+    let mut vmm = Vmm::start(&[]);
+    let good = fs::read(files.state()).unwrap();
+    let broken = files.folder.path().join("broken");
+    let load = |state: &Path, memory: &Path| {
+        json!({ "snapshot_path": state, "mem_file_path": memory, "resume_vm": true }).to_string()
+    };
+    // Every length, and every byte changed, would take minutes: a few hundred of them.
+    let mut wrong = 0;
+    for at in (0..good.len()).step_by(good.len() / 200).chain(0..57) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&broken, &bytes).unwrap();
+        vmm.refused("PUT", "/snapshot/load", &load(&broken, &files.memory()));
+        fs::write(&broken, &good[..at]).unwrap();
+        vmm.refused("PUT", "/snapshot/load", &load(&broken, &files.memory()));
+        wrong += 2;
+    }
+    println!(
+        "{wrong} broken state files of {} bytes are refused",
+        good.len()
+    );
+    let memory = fs::read(files.memory()).unwrap();
+    let short = files.folder.path().join("short");
+    fs::write(&short, &memory[..memory.len() - 1]).unwrap();
+    let fault = vmm.refused("PUT", "/snapshot/load", &load(&files.state(), &short));
+    assert!(
+        fault.contains("has 2097151 bytes, the guest's memory has 2097152"),
+        "{fault}"
+    );
+    for (body, expected) in [
+        (load(Path::new("/nowhere"), &files.memory()), "/nowhere"),
+        (load(&files.state(), Path::new("/nowhere")), "/nowhere"),
+        (load(&files.state(), files.folder.path()), "has 0 bytes"),
+        (load(&files.memory(), &files.memory()), "does not begin"),
+        (
+            json!({ "snapshot_path": files.state() }).to_string(),
+            "missing field",
+        ),
+        (
+            json!({ "snapshot_path": files.state(), "mem_backend": { "backend_type": "Tape", "backend_path": "m" } })
+                .to_string(),
+            "Tape",
+        ),
+        (
+            json!({
+                "snapshot_path": files.state(), "mem_file_path": files.memory(),
+                "network_overrides": [{ "iface_id": "eth7", "host_dev_name": "t" }]
+            })
+            .to_string(),
+            "eth7",
+        ),
+        (
+            json!({
+                "snapshot_path": files.state(), "mem_file_path": files.memory(),
+                "vsock_override": { "uds_path": "v" }
+            })
+            .to_string(),
+            "no vsock",
+        ),
+    ] {
+        let fault = vmm.refused("PUT", "/snapshot/load", &body);
+        assert!(fault.contains(expected), "{body}: {fault}");
+    }
+    // None of it stands in the way of what is right.
+    assert_eq!(vmm.state(), "Not started");
+    done(&mut vmm, ("PUT", "/snapshot/load", &files.load(true)));
+    world.step(&mut vmm);
+}
+
+#[test]
+fn in_a_jail_snapshots_are_below_its_root() {
+    if !have_kvm() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let kernel = Code::new().count_on_disk(false).image();
+    fs::copy(kernel.path(), root.path().join("kernel")).unwrap();
+    fs::write(root.path().join("disk"), vec![0; 1 << 20]).unwrap();
+    let arguments = ["--jail", "--jail-root", root.path().to_str().unwrap()];
+    let mut vmm = Vmm::start(&arguments);
+    vmm.configure(Path::new("/kernel"));
+    let drive = r#"{"drive_id": "d", "is_root_device": false, "path_on_host": "/disk"}"#;
+    vmm.done("PUT", "/drives/d", drive);
+    vmm.action("InstanceStart");
+    vmm.type_in(b"x");
+    vmm.expect(&[b'0', 1, 1]);
+    done(&mut vmm, PAUSE);
+    let create = r#"{"snapshot_path": "/state", "mem_file_path": "/memory"}"#;
+    done(&mut vmm, ("PUT", "/snapshot/create", create));
+    let outside = r#"{"snapshot_path": "/state", "mem_file_path": "/../../etc/daruma/memory"}"#;
+    vmm.refused("PUT", "/snapshot/create", outside);
+    done(&mut vmm, ("PUT", "/snapshot/create", create));
+    kill(vmm);
+    let mut vmm = Vmm::start(&arguments);
+    let load = r#"{"snapshot_path": "/state", "mem_file_path": "/memory", "resume_vm": true}"#;
+    // The one before may not have let go of its disk yet.
+    for _ in 0..200 {
+        let (status, answer) = vmm.ask("PUT", "/snapshot/load", load);
+        if status == 204 {
+            break;
+        }
+        assert!(answer.to_string().contains("disk"), "{answer}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    vmm.type_in(b"x");
+    vmm.expect(&[b'0', 2, 2]);
+}

@@ -48,7 +48,8 @@ pub enum DiscardError {
 }
 
 /// Gives the `len` bytes from `address` on back to the host. The guest reads zeroes there from then on, and gets new
-/// pages as soon as it touches them.
+/// pages as soon as it touches them; in memory that goes on from a snapshot's file it reads what it had then, which a
+/// guest that has given pages away must not rely on either (virtio 1.2 §5.5.6.1, without page poison).
 ///
 /// All of it must be whole pages of `memory`, which may lie in regions that touch each other.
 pub fn discard(memory: &GuestMemory, address: GuestAddress, len: u64) -> Result<(), DiscardError> {

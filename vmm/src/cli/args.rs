@@ -50,7 +50,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     pub(super) metrics_path: Option<PathBuf>,
 
-    /// Say of which version a snapshot is (comes with snapshots: refused)
+    /// Say of which version the snapshot with this state file is, if it is whole
     #[arg(long, value_name = "FILE")]
     pub(super) describe_snapshot: Option<PathBuf>,
 
