@@ -215,6 +215,30 @@ fn the_target_is_in_the_configuration_and_a_change_interrupts() {
     }
 }
 
+#[test]
+fn a_balloon_goes_on_with_its_size_whatever_the_next_one_was_made_with() {
+    for &on in Transport::ALL {
+        let device = balloon(Options {
+            target_pages: 1,
+            ..Options::default()
+        });
+        let target = device.target();
+        let (mut guest, mut rings) = guest(on, device);
+        target.set(0x777).unwrap();
+        guest.run();
+        guest.write_config(4, &0x56_u32.to_le_bytes());
+        let text = guest.save().unwrap();
+        let device = balloon(Options::default());
+        let target = device.target();
+        guest.replace(device, &text).unwrap();
+        guest.run();
+        assert_eq!((guest.config_u32(0), guest.config_u32(4)), (0x777, 0x56));
+        assert_eq!(target.pages(), 0x777);
+        send(&mut guest, &mut rings, INFLATE, &list(&[0x75]));
+        assert_eq!(gone(&guest), [0x75]);
+    }
+}
+
 /// A device that asks as fast as it can, and what it is told.
 fn polled() -> (Balloon, Receiver<Statistics>) {
     let (sender, receiver) = channel();

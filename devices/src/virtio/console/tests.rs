@@ -39,27 +39,32 @@ const CONTROL_OUT: usize = 3;
 const DATA_IN: usize = 4;
 const DATA_OUT: usize = 5;
 
+/// A console at new pipes and at a new socket in `folder`, and the pipes' other ends.
+fn console(folder: &TempDir) -> (Console, PipeWriter, PipeReader) {
+    let (input, keyboard) = pipe().unwrap();
+    let (screen, output) = pipe().unwrap();
+    let listener = UnixListener::bind(folder.path().join("data")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let terminal = Host::Streams {
+        input: File::from(OwnedFd::from(input)),
+        output: Box::new(output),
+    };
+    let spec = |name: &str, console, host| PortSpec {
+        name: name.into(),
+        console,
+        host,
+    };
+    let console = Console::new(vec![
+        spec("terminal", true, terminal),
+        spec("data", false, Host::Socket(Box::new(listener))),
+    ]);
+    (console.unwrap(), keyboard, screen)
+}
+
 impl World {
     fn new(on: Transport, features: u64) -> Self {
-        let (input, keyboard) = pipe().unwrap();
-        let (screen, output) = pipe().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("data")).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let terminal = Host::Streams {
-            input: File::from(OwnedFd::from(input)),
-            output: Box::new(output),
-        };
-        let spec = |name: &str, console, host| PortSpec {
-            name: name.into(),
-            console,
-            host,
-        };
-        let console = Console::new(vec![
-            spec("terminal", true, terminal),
-            spec("data", false, Host::Socket(Box::new(listener))),
-        ])
-        .unwrap();
+        let (console, keyboard, screen) = console(&folder);
         let resizer = console.resizer();
         let mut guest = TestGuest::new(on, console);
         let queues = if features & F_MULTIPORT != 0 { 6 } else { 2 };
@@ -359,6 +364,74 @@ fn a_peer_that_does_not_read_holds_back_its_guest_and_loses_nothing() {
         }
         assert_eq!(got, sent);
         assert!(world.rings[DATA_OUT].used().is_some());
+    }
+}
+
+#[test]
+fn output_that_a_slow_peer_has_half_taken_is_neither_lost_nor_said_twice_by_being_saved() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        let mut peer = world.connect();
+        let mut sent = Vec::new();
+        for number in 0.. {
+            // Longer than what the device reads at a time.
+            let text: Vec<_> = (0..9000_u32)
+                .map(|at| (at / 7 + number).to_le_bytes()[0])
+                .collect();
+            world.print(DATA_OUT, &text);
+            sent.extend(text);
+            world.rings[DATA_OUT].reuse_buffers();
+            if world.rings[DATA_OUT].used().is_none() {
+                break;
+            }
+        }
+        let mut got = Vec::<u8>::new();
+        let mut buffer = [0; 1000];
+        while got.len() < sent.len() {
+            world.guest.save().unwrap();
+            match peer.read(&mut buffer) {
+                Ok(length) => got.extend(&buffer[..length]),
+                result => assert!(would_block(result)),
+            }
+            world.guest.run();
+        }
+        assert!(got == sent, "on {on:?}");
+        assert!(world.rings[DATA_OUT].used().is_some());
+    }
+}
+
+#[test]
+fn a_console_goes_on_with_its_ports_open_and_tells_of_the_peer_that_is_gone() {
+    for &on in Transport::ALL {
+        let mut world = World::open(on);
+        let mut peer = world.connect();
+        assert_eq!(world.heard(), [(1, PORT_OPEN, 1, vec![])]);
+        // What the guest has no buffers for, from both sides.
+        world.resizer.resize(80, 25).unwrap();
+        peer.write_all(b"before").unwrap();
+        world.guest.run();
+        let text = world.guest.save().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (device, keyboard, screen) = console(&folder);
+        world.guest.replace(device, &text).unwrap();
+        (world.keyboard, world.screen, world.folder) = (keyboard, screen, folder);
+        drop(peer);
+        world.guest.run();
+        assert_eq!(world.guest.config_u16(0), 80);
+        assert_eq!(world.receive(DATA_IN, 1, 64), [b"before"]);
+        let heard = world.heard();
+        assert!(
+            heard.contains(&(0, RESIZE, 0, vec![80, 0, 25, 0])),
+            "{heard:?}"
+        );
+        assert!(heard.contains(&(1, PORT_OPEN, 0, vec![])), "{heard:?}");
+        let mut next = world.connect();
+        assert_eq!(world.heard(), [(1, PORT_OPEN, 1, vec![])]);
+        next.write_all(b"after").unwrap();
+        world.guest.run();
+        assert_eq!(world.receive(DATA_IN, 1, 64), [b"after"]);
+        world.print(TERMINAL_OUT, b"on screen");
+        assert_eq!(world.on_screen(9), b"on screen");
     }
 }
 

@@ -63,15 +63,6 @@ impl Vsock {
         })
     }
 
-    /// As [`new`](Self::new), for a guest that goes on from a snapshot: it still believes in streams that were open then,
-    /// and is told that they are gone.
-    pub fn resumed(cid: u64, host: Box<dyn Host>) -> io::Result<Self> {
-        Ok(Self {
-            transport_reset: true,
-            ..Self::new(cid, host)?
-        })
-    }
-
     /// Takes the guest's packets.
     fn transmit(&mut self) -> Result<Progress, QueueError> {
         let Some(lane) = &mut self.transmit else {

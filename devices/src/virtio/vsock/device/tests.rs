@@ -570,15 +570,20 @@ fn guest_that_takes_no_answers_is_not_listened_to_until_it_does() {
 fn resumed_guest_is_told_that_its_streams_are_gone() {
     for &on in Transport::ALL {
         let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("v")).unwrap();
-        let programs = Programs {
-            folder: folder.path().into(),
-            listener,
+        let device = |name: &str, cid| {
+            let listener = UnixListener::bind(folder.path().join(name)).unwrap();
+            let programs = Programs {
+                folder: folder.path().into(),
+                listener,
+            };
+            Vsock::new(cid, Box::new(programs)).unwrap()
         };
-        let device = Vsock::resumed(CID, Box::new(programs)).unwrap();
-        let mut guest = TestGuest::new(on, device);
-        assert_eq!(guest.config_u64(0), CID);
+        let mut guest = TestGuest::new(on, device("a", CID));
         let mut rings = guest.start_queues(FEATURES, &[16, 16, 16]);
+        let text = guest.save().unwrap();
+        assert!(guest.replace(device("b", CID + 1), &text).is_err());
+        guest.replace(device("c", CID), &text).unwrap();
+        assert_eq!(guest.config_u64(0), CID);
         for expected in [Some(4), None] {
             let buffer = rings[2].buffer(4, true);
             rings[2].add(&[buffer]);
