@@ -69,24 +69,27 @@ fn three_guests_live_side_by_side_and_debian_keeps_what_it_wrote() -> Result<()>
     console.send("(sleep 3; echo spoken-$((40+2))-behind) &\r")?;
     view(console, 0)?;
 
-    // A VMM that is killed from outside is started again; the others are untouched.
-    console.send("shell\r")?;
-    console.expect("# ")?;
-    let vmm = "$(ps | grep 'id we[b]' | awk '{print $1}')";
-    console.send(&format!("kill -9 {vmm} && echo killed-$((5+5))\r"))?;
-    console.expect("killed-10")?;
-    view(console, 0)?;
-    let until_again = console.expect("daruma: web: starting: again")?;
-    let until_ready = console.expect("daruma: web: ready: ")?;
-    ensure!(
-        until_again.contains("SIGKILL"),
-        "no cause in: {until_again}"
-    );
-    for other in ["pocket", "debian"] {
+    // A VMM that is killed from outside, or by its cgroup's limit of memory, is started again; the others are untouched.
+    let kill = "kill -9 $(ps | grep 'id we[b]' | awk '{print $1}')";
+    let squeeze = "echo 4M > /sys/fs/cgroup/daruma/web/memory.max";
+    for fall in [kill, squeeze] {
+        console.send("shell\r")?;
+        console.expect("# ")?;
+        console.send(&format!("{fall} && echo done-$((5+5))\r"))?;
+        console.expect("done-10")?;
+        view(console, 0)?;
+        let until_again = console.expect("daruma: web: starting: again")?;
+        let until_ready = console.expect("daruma: web: ready: ")?;
         ensure!(
-            !until_ready.contains(&format!("daruma: {other}:")),
-            "{other} fell: {until_ready}"
+            until_again.contains("SIGKILL"),
+            "no cause in: {until_again}"
         );
+        for other in ["pocket", "debian"] {
+            ensure!(
+                !until_ready.contains(&format!("daruma: {other}:")),
+                "{other} fell: {until_ready}"
+            );
+        }
     }
     view(console, 1)?;
     console.expect("spoken-42-behind")?;
