@@ -39,6 +39,7 @@ const RUST_VMM: &[&str] = &[
 const MAY_USE: &[(&str, &[&str])] = &[
     ("devices", &[]),
     ("api", &[]),
+    ("store", &[]),
     ("vmm", &["api", "devices"]),
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),

@@ -1,0 +1,380 @@
+//! Writing a snapshot: pages in any order, then one commit.
+
+use std::sync::Arc;
+
+use super::{Fetch, Info, ObjectInfo, Spec, count, info};
+use crate::PAGE;
+use crate::codec::{Compression, Encoder};
+use crate::error::{Error, Fault, Result};
+use crate::hash::{self, Digest, DigestMap};
+use crate::index::{Counter, Counts, View};
+use crate::record;
+use crate::segment::{Appender, Kind, Location, RECORD};
+use crate::store::{Inner, Store};
+use crate::tree::{self, Child, Edit, Node, Nodes, Root, Sink};
+
+/// Longest name of an object, bytes.
+const NAME: usize = 255;
+/// Objects of one snapshot.
+const OBJECTS: usize = 1024;
+
+/// An object of a snapshot that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectId(usize);
+
+struct Draft {
+    name: String,
+    len: u64,
+    old: Option<Root>,
+    edits: Vec<Edit>,
+}
+
+/// A snapshot that is being written. Nothing of it is visible before [`Writer::commit`], and nothing remains if it is
+/// dropped.
+pub struct Writer {
+    inner: Arc<Inner>,
+    spec: Spec,
+    parent: Option<Info>,
+    objects: Vec<Draft>,
+    encoder: Encoder,
+    chunks: Chunks,
+    committed: bool,
+}
+
+/// Where new chunks go, and which there are.
+struct Chunks {
+    inner: Arc<Inner>,
+    view: View,
+    new: DigestMap<(Location, u32)>,
+    nodes: DigestMap<Arc<Node>>,
+    appender: Option<Appender>,
+    /// Segments that are complete, with their lengths.
+    done: Vec<(u32, u32)>,
+    /// Segments that did not exist before.
+    created: Vec<u32>,
+}
+
+impl Store {
+    /// Begins a snapshot.
+    pub fn begin(&self, spec: Spec) -> Result<Writer> {
+        self.begin_with(spec, self.0.options.compression)
+    }
+
+    /// Begins a snapshot whose pages are compressed, or not.
+    pub fn begin_with(&self, spec: Spec, compression: Compression) -> Result<Writer> {
+        let inner = Arc::clone(&self.0);
+        inner.writable("a snapshot")?;
+        inner.index.usable()?;
+        let mut use_ = inner.use_();
+        if use_.deleting {
+            return Err(Error::Busy {
+                what: "The store".to_owned(),
+                user: "a deletion".to_owned(),
+            });
+        }
+        use_.writers += 1;
+        drop(use_);
+        let begin = || -> Result<(View, Option<Info>)> {
+            let view = inner.index.view()?;
+            let parent = spec.parent.map(|id| info(&view, id)).transpose()?;
+            Ok((view, parent))
+        };
+        let (view, parent) = begin().inspect_err(|_| inner.use_().writers -= 1)?;
+        Ok(Writer {
+            chunks: Chunks {
+                inner: Arc::clone(&inner),
+                view,
+                new: DigestMap::default(),
+                nodes: DigestMap::default(),
+                appender: None,
+                done: Vec::new(),
+                created: Vec::new(),
+            },
+            inner,
+            spec,
+            parent,
+            objects: Vec::new(),
+            encoder: Encoder::new(compression),
+            committed: false,
+        })
+    }
+}
+
+impl Writer {
+    /// An object of `len` bytes, which is what the parent has under this name until pages are written. What is behind
+    /// the parent's end is zero.
+    pub fn object(&mut self, name: &str, len: u64) -> Result<ObjectId> {
+        let parent = self.parent.as_ref();
+        let old = parent.and_then(|parent| parent.object(name)?.tree());
+        self.declare(name, len, old)
+    }
+
+    /// An object of `len` bytes of zeros, whatever the parent has.
+    pub fn fresh(&mut self, name: &str, len: u64) -> Result<ObjectId> {
+        self.declare(name, len, None)
+    }
+
+    /// An object that holds these bytes.
+    pub fn blob(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let object = self.fresh(name, bytes.len() as u64)?;
+        let whole = bytes.len() - bytes.len() % PAGE;
+        self.write(object, 0, &bytes[..whole])?;
+        if whole < bytes.len() {
+            let mut page = [0; PAGE];
+            page[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.write(object, whole as u64, &page)?;
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, name: &str, len: u64, old: Option<Root>) -> Result<ObjectId> {
+        let unusable = |why| Error::Unusable {
+            what: format!(
+                "Object {:?} of {len} bytes",
+                &name[..name.floor_char_boundary(NAME)]
+            ),
+            why,
+        };
+        if name.is_empty() || name.len() > NAME {
+            return Err(unusable("a name has 1 to 255 bytes"));
+        }
+        if len > tree::MAX_LEN {
+            return Err(unusable("it is larger than 256 TiB"));
+        }
+        if self.objects.len() >= OBJECTS {
+            return Err(unusable("the snapshot has 1024 objects already"));
+        }
+        if self.objects.iter().any(|object| object.name == name) {
+            return Err(unusable("the snapshot has one of this name already"));
+        }
+        self.objects.push(Draft {
+            name: name.to_owned(),
+            len,
+            old,
+            edits: Vec::new(),
+        });
+        Ok(ObjectId(self.objects.len() - 1))
+    }
+
+    /// Writes whole pages at `offset`, which is a page's. The last page of an object is given whole, zero behind the
+    /// end. The last write of a page counts.
+    pub fn write(&mut self, object: ObjectId, offset: u64, data: &[u8]) -> Result<()> {
+        let draft = &mut self.objects[object.0];
+        let (pages, rest) = data.as_chunks::<PAGE>();
+        let end = offset.checked_add(data.len() as u64);
+        let size = tree::pages(draft.len) * PAGE as u64;
+        if !rest.is_empty()
+            || !offset.is_multiple_of(PAGE as u64)
+            || end.is_none_or(|end| end > size)
+        {
+            return Err(Error::Range {
+                what: draft.name.clone(),
+                offset,
+                len: data.len() as u64,
+                size: draft.len,
+            });
+        }
+        let first = offset / PAGE as u64;
+        let mut group: Vec<(u64, &[u8; PAGE])> = Vec::with_capacity(hash::LANES);
+        for (page, bytes) in (first..).zip(pages) {
+            if hash::is_zero(bytes) {
+                draft.edits.push(Edit { page, child: None });
+                continue;
+            }
+            group.push((page, bytes));
+            if group.len() == hash::LANES {
+                self.chunks
+                    .pages(&mut self.encoder, &mut draft.edits, &group)?;
+                group.clear();
+            }
+        }
+        self.chunks
+            .pages(&mut self.encoder, &mut draft.edits, &group)
+    }
+
+    /// Makes the snapshot visible, whole and durable. It is known as this from then on.
+    pub fn commit(mut self) -> Result<Info> {
+        let id = {
+            let mut use_ = self.inner.use_();
+            use_.next_snapshot += 1;
+            use_.next_snapshot - 1
+        };
+        let mut objects = Vec::new();
+        for mut draft in std::mem::take(&mut self.objects) {
+            draft.edits.sort_by_key(|edit| edit.page);
+            let root = tree::update(&mut self.chunks, draft.old, &draft.edits, draft.len)?;
+            objects.push(ObjectInfo::new(draft.name, draft.len, root));
+        }
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        let spec = std::mem::take(&mut self.spec);
+        let info = Info {
+            id,
+            guest: spec.guest,
+            parent: spec.parent,
+            time_ms: spec.time_ms,
+            labels: spec.labels,
+            good: false,
+            objects,
+        };
+        let mut counts = Counts::default();
+        count(
+            &mut self.chunks,
+            self.parent.as_ref(),
+            &info,
+            1,
+            &mut counts,
+        )?;
+        self.chunks.finish()?;
+        let chunks = &self.chunks;
+        let next = u64::from(self.inner.use_().next_segment);
+        // If this fails, it may be durable all the same: what it speaks of stays until the store is opened again.
+        self.committed = true;
+        self.inner.index.change("commit a snapshot", |change| {
+            for &(segment, len) in &chunks.done {
+                change.set_segment_len(segment, u64::from(len))?;
+            }
+            change.count(counts, &chunks.new)?;
+            change.set_snapshot(id, Some(&record::seal(&info)))?;
+            change.advance(Counter::Snapshot, id + 1)?;
+            change.advance(Counter::Segment, next)
+        })?;
+        Ok(info)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let chunks = &self.chunks;
+        let mut use_ = self.inner.use_();
+        use_.writers -= 1;
+        let appending = chunks.appender.iter().map(Appender::segment);
+        for segment in appending.chain(chunks.done.iter().map(|(segment, _)| *segment)) {
+            use_.appending.remove(&segment);
+        }
+        drop(use_);
+        if !self.committed {
+            for segment in &chunks.created {
+                // What stays is removed when the store is opened next.
+                let _ = self.inner.segments.remove(*segment);
+            }
+        }
+    }
+}
+
+impl Chunks {
+    /// The place of a chunk that is known already.
+    fn known(&self, digest: &Digest) -> Result<Option<Location>> {
+        if let Some((location, _)) = self.new.get(digest) {
+            return Ok(Some(*location));
+        }
+        Ok(self.view.chunk(digest)?.map(|entry| entry.location))
+    }
+
+    fn pages(
+        &mut self,
+        encoder: &mut Encoder,
+        edits: &mut Vec<Edit>,
+        group: &[(u64, &[u8; PAGE])],
+    ) -> Result<()> {
+        let mut pages = [&[0; PAGE]; hash::LANES];
+        for (slot, (_, page)) in pages.iter_mut().zip(group) {
+            *slot = page;
+        }
+        for (digest, &(page, bytes)) in hash::pages(&pages[..group.len()]).into_iter().zip(group) {
+            let location = match self.known(&digest)? {
+                Some(location) => location,
+                None => {
+                    let (codec, payload) = encoder.encode(bytes);
+                    let location = self
+                        .appender()?
+                        .append(&digest, Kind::Page, codec, payload)?;
+                    self.remember(digest, location, payload.len());
+                    location
+                }
+            };
+            let child = Some(Child { digest, location });
+            edits.push(Edit { page, child });
+        }
+        Ok(())
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a payload has at most a page"
+    )]
+    fn remember(&mut self, digest: Digest, location: Location, payload: usize) {
+        self.new
+            .insert(digest, (location, (RECORD + payload) as u32));
+    }
+
+    fn appender(&mut self) -> Result<&mut Appender> {
+        let limit = self.inner.options.segment;
+        if let Some(appender) = self.appender.take_if(|appender| appender.full(limit)) {
+            self.close(appender)?;
+        }
+        if self.appender.is_none() {
+            let (appender, new) = self.inner.appender(!self.done.is_empty())?;
+            if new {
+                self.created.push(appender.segment());
+            }
+            self.appender = Some(appender);
+        }
+        self.appender.as_mut().ok_or_else(|| Error::Unusable {
+            what: "The segment".to_owned(),
+            why: "there is none",
+        })
+    }
+
+    fn close(&mut self, mut appender: Appender) -> Result<()> {
+        let len = appender.finish();
+        self.done
+            .push((appender.segment(), *len.as_ref().unwrap_or(&0)));
+        len.map(drop)
+    }
+
+    /// Makes all chunks durable.
+    fn finish(&mut self) -> Result<()> {
+        if let Some(appender) = self.appender.take() {
+            self.close(appender)?;
+        }
+        if !self.created.is_empty() {
+            self.inner.segments.sync_names()?;
+        }
+        Ok(())
+    }
+}
+
+impl Nodes for Chunks {
+    fn node(&mut self, child: &Child, level: u8) -> Result<Arc<Node>, Fault> {
+        if let Some(node) = self.nodes.get(&child.digest) {
+            return Ok(Arc::clone(node));
+        }
+        Fetch::new(&self.inner).node(child, level)
+    }
+}
+
+impl Sink for Chunks {
+    fn put(&mut self, node: Node) -> Result<Child> {
+        let (payload, digest) = node.encode();
+        let location = match self.known(&digest)? {
+            Some(location) => location,
+            None => {
+                let codec = crate::codec::Codec::Raw;
+                let location = (self.appender()?).append(&digest, Kind::Node, codec, &payload)?;
+                self.remember(digest, location, payload.len());
+                location
+            }
+        };
+        self.nodes.insert(digest, Arc::new(node));
+        Ok(Child { digest, location })
+    }
+
+    fn failed(&self, page: u64, fault: Fault) -> Error {
+        Error::Corrupt {
+            snapshot: 0,
+            object: String::new(),
+            offset: page * PAGE as u64,
+            fault,
+        }
+    }
+}
