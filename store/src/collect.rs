@@ -53,7 +53,7 @@ impl Store {
         let inner = &self.0;
         inner.writable("collecting garbage")?;
         inner.index.usable()?;
-        let _deleting = Deleting::begin(inner)?;
+        let _deleting = Deleting::begin(inner, None)?;
         let victims = inner.victims(thoroughness)?;
         if victims.is_empty() {
             return Ok(Collected::default());

@@ -7,7 +7,7 @@
 //! its data is durable.
 //!
 //! ```text
-//! store ──► snapshot (write, read, delete), disk (layers), collect, verify, transfer
+//! store ──► disk (layers) ──► snapshot (write, read, delete), collect, verify, transfer
 //!              └─► tree ──► index, segment ──► medium (a directory, or a simulated one that loses power)
 //! ```
 //!
@@ -18,6 +18,7 @@
 
 mod codec;
 mod collect;
+mod disk;
 mod error;
 mod hash;
 mod index;
@@ -31,6 +32,7 @@ mod verify;
 
 pub use codec::Compression;
 pub use collect::{Collected, Thoroughness};
+pub use disk::{BlockDevice, Disk, DiskInfo, Frozen};
 pub use error::{Error, Fault, Result};
 pub use hash::Digest;
 pub use snapshot::{Changed, Info, Object, ObjectId, ObjectInfo, Snapshot, Spec, Writer};

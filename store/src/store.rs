@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::superblock::Superblock;
 use crate::PAGE;
 use crate::codec::Compression;
+use crate::disk::{self, DiskInfo};
 use crate::error::{Error, Fault, Result};
 use crate::hash::DigestMap;
 use crate::index::{Counter, Index};
@@ -71,6 +72,8 @@ pub(crate) struct Use {
     pub writers: usize,
     /// Whether something is being deleted or collected.
     pub deleting: bool,
+    /// The snapshot that is being deleted.
+    pub going: Option<u64>,
     /// Snapshots that are open, and how often.
     pub open: HashMap<u64, usize>,
     /// Segments that somebody appends to.
@@ -79,6 +82,10 @@ pub(crate) struct Use {
     pub next_segment: u32,
     /// Id of the next snapshot.
     pub next_snapshot: u64,
+    /// Disks that are open.
+    pub disks: HashSet<String>,
+    /// Id of the next layer.
+    pub next_layer: u64,
 }
 
 /// What there is.
@@ -238,7 +245,10 @@ impl Store {
 
 /// Whether a file of this name may be the store's.
 fn ours(name: &str) -> bool {
-    name == INDEX || name == superblock::NAME || segment::number(name).is_some()
+    name == INDEX
+        || name == superblock::NAME
+        || segment::number(name).is_some()
+        || disk::layer_number(name).is_some()
 }
 
 impl Inner {
@@ -276,7 +286,30 @@ impl Inner {
                 self.segments.remove(segment)?;
             }
         }
+        let disks = DiskInfo::all(&view)?;
+        let layers: HashSet<u64> = disks
+            .iter()
+            .flat_map(|disk| disk.layers())
+            .copied()
+            .collect();
+        for name in layers.iter().map(|layer| disk::layer_name(*layer)) {
+            if !names.contains(&name) {
+                return Err(Error::Partial {
+                    name,
+                    found: 0,
+                    needed: 1,
+                });
+            }
+        }
+        if !self.medium.read_only() {
+            for name in names {
+                if disk::layer_number(name).is_some_and(|layer| !layers.contains(&layer)) {
+                    (self.medium.remove(name)).map_err(Error::io(format!("remove {name}")))?;
+                }
+            }
+        }
         let mut use_ = self.use_();
+        use_.next_layer = view.counter(Counter::Layer)?;
         use_.next_segment = u32::try_from(next).map_err(|_| Error::Record {
             what: "the next segment".to_owned(),
             why: format!("{next} is too much"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Fetch, Info, count, list};
+use crate::disk::DiskInfo;
 use crate::error::{Error, Result};
 use crate::index::Counts;
 use crate::record;
@@ -12,7 +13,7 @@ use crate::store::{Inner, Store};
 pub(crate) struct Deleting(Arc<Inner>);
 
 impl Deleting {
-    pub fn begin(inner: &Arc<Inner>) -> Result<Self> {
+    pub fn begin(inner: &Arc<Inner>, snapshot: Option<u64>) -> Result<Self> {
         let mut use_ = inner.use_();
         let user = if use_.writers > 0 {
             "a snapshot that is being written"
@@ -20,6 +21,7 @@ impl Deleting {
             "another deletion"
         } else {
             use_.deleting = true;
+            use_.going = snapshot;
             return Ok(Self(Arc::clone(inner)));
         };
         Err(Error::Busy {
@@ -31,7 +33,9 @@ impl Deleting {
 
 impl Drop for Deleting {
     fn drop(&mut self) {
-        self.0.use_().deleting = false;
+        let mut use_ = self.0.use_();
+        use_.deleting = false;
+        use_.going = None;
     }
 }
 
@@ -41,14 +45,23 @@ impl Store {
         let inner = &self.0;
         inner.writable("deleting a snapshot")?;
         inner.index.usable()?;
-        let _deleting = Deleting::begin(inner)?;
+        let _deleting = Deleting::begin(inner, Some(id))?;
         if inner.use_().open.contains_key(&id) {
             return Err(Error::Busy {
                 what: format!("Snapshot {id}"),
                 user: "a reader".to_owned(),
             });
         }
-        let all = list(&inner.index.view()?)?;
+        let view = inner.index.view()?;
+        let mut disks = DiskInfo::all(&view)?.into_iter();
+        if let Some(disk) = disks.find(|disk| disk.base.as_ref().is_some_and(|base| base.0 == id)) {
+            return Err(Error::Busy {
+                what: format!("Snapshot {id}"),
+                user: format!("disk {:?}, which stands on it", disk.name),
+            });
+        }
+        let all = list(&view)?;
+        drop(view);
         let find = |id| all.iter().find(|info: &&Info| info.id == id);
         let gone = find(id).ok_or(Error::NoSnapshot { id })?;
         let parent = gone.parent.and_then(find);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::read::open;
 pub use self::read::{Object, Snapshot};
 pub use self::write::{ObjectId, Writer};
 use crate::error::{Error, Fault, Result};

@@ -22,13 +22,21 @@ pub struct Snapshot {
 impl Store {
     /// Opens a snapshot.
     pub fn snapshot(&self, id: u64) -> Result<Arc<Snapshot>> {
-        let mut use_ = self.0.use_();
-        let info = info(&self.0.index.view()?, id)?;
-        *use_.open.entry(id).or_default() += 1;
-        drop(use_);
-        let inner = Arc::clone(&self.0);
-        Ok(Arc::new(Snapshot { inner, info }))
+        open(&self.0, id)
     }
+}
+
+/// Opens a snapshot.
+pub(crate) fn open(inner: &Arc<Inner>, id: u64) -> Result<Arc<Snapshot>> {
+    let mut use_ = inner.use_();
+    if use_.going == Some(id) {
+        return Err(Error::NoSnapshot { id });
+    }
+    let info = info(&inner.index.view()?, id)?;
+    *use_.open.entry(id).or_default() += 1;
+    drop(use_);
+    let inner = Arc::clone(inner);
+    Ok(Arc::new(Snapshot { inner, info }))
 }
 
 impl Drop for Snapshot {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Fetch, Info, ObjectInfo, Spec, count, info};
 use crate::PAGE;
 use crate::codec::{Compression, Encoder};
+use crate::disk::Frozen;
 use crate::error::{Error, Fault, Result};
 use crate::hash::{self, Digest, DigestMap};
 use crate::index::{Counter, Counts, View};
@@ -38,6 +39,7 @@ pub struct Writer {
     objects: Vec<Draft>,
     encoder: Encoder,
     chunks: Chunks,
+    disks: Vec<(Arc<Frozen>, String)>,
     committed: bool,
 }
 
@@ -95,6 +97,7 @@ impl Store {
             parent,
             objects: Vec::new(),
             encoder: Encoder::new(compression),
+            disks: Vec::new(),
             committed: false,
         })
     }
@@ -124,6 +127,18 @@ impl Writer {
             page[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
             self.write(object, whole as u64, &page)?;
         }
+        Ok(())
+    }
+
+    /// A disk as it was when it was frozen. With the commit the disk stands on this snapshot, and the frozen layers go.
+    pub fn disk(&mut self, name: &str, frozen: &Arc<Frozen>) -> Result<()> {
+        let object = self.declare(name, frozen.len(), frozen.root())?;
+        let mut page = [0; PAGE];
+        for block in frozen.changed() {
+            frozen.block(block, &mut page)?;
+            self.write(object, block * PAGE as u64, &page)?;
+        }
+        self.disks.push((Arc::clone(frozen), name.to_owned()));
         Ok(())
     }
 
@@ -225,7 +240,7 @@ impl Writer {
             &mut counts,
         )?;
         self.chunks.finish()?;
-        let chunks = &self.chunks;
+        let (chunks, disks) = (&self.chunks, &self.disks);
         let next = u64::from(self.inner.use_().next_segment);
         // If this fails, it may be durable all the same: what it speaks of stays until the store is opened again.
         self.committed = true;
@@ -235,9 +250,15 @@ impl Writer {
             }
             change.count(counts, &chunks.new)?;
             change.set_snapshot(id, Some(&record::seal(&info)))?;
+            for (frozen, object) in disks {
+                frozen.commit(change, id, object)?;
+            }
             change.advance(Counter::Snapshot, id + 1)?;
             change.advance(Counter::Segment, next)
         })?;
+        for (frozen, object) in disks {
+            frozen.settle(id, object);
+        }
         Ok(info)
     }
 }

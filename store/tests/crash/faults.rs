@@ -96,6 +96,10 @@ fn a_disk_that_fails_at_any_operation_hurts_nothing_that_was_committed() {
             }
         }
     }
-    writeln!(io::stdout(), "counted: {count} failures of the disk under the store").unwrap();
+    writeln!(
+        io::stdout(),
+        "counted: {count} failures of the disk under the store"
+    )
+    .unwrap();
     assert!(count > 1000);
 }
