@@ -4,7 +4,11 @@
 //! Time is the processor time of the thread, which does all of it: with the store on a RAM disk there is nothing to wait
 //! for, and what else the machine does is not counted.
 
-#![expect(missing_docs, reason = "criterion's macros make public items")]
+#![expect(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "criterion's macros make public items, and a benchmark that cannot go on has failed"
+)]
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn many_at_once_hash_as_one_alone() {
         let pages: Vec<[u8; PAGE]> = (0..21_u8)
-            .map(|seed| std::array::from_fn(|at| seed.wrapping_mul(31) ^ (at as u32 * 7) as u8))
+            .map(|seed| std::array::from_fn(|at| seed.wrapping_mul(31) ^ (at * 7).to_le_bytes()[0]))
             .collect();
         let references: Vec<&[u8; PAGE]> = pages.iter().collect();
         for count in 0..=pages.len() {

@@ -27,6 +27,7 @@ mod record;
 mod segment;
 mod snapshot;
 mod store;
+mod transfer;
 mod tree;
 mod verify;
 

@@ -1,5 +1,11 @@
 //! Disks: what a guest wrote is what it reads, through layers, snapshots and power cuts.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "small numbers, and a test that cannot go on has failed"
+)]
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

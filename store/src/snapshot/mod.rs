@@ -1,6 +1,7 @@
 //! Snapshots: what they are, and what can be done with whole ones.
 
 pub(crate) use self::delete::Deleting;
+mod chunks;
 mod delete;
 mod read;
 mod write;
@@ -238,7 +239,7 @@ pub(crate) fn count(
     counts: &mut Counts,
 ) -> Result<()> {
     births(nodes, parent, new, &mut |_, _, child| {
-        counts.add(child.digest, sign)
+        counts.add(child.digest, sign);
     })
 }
 

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Fetch, Info, ObjectInfo, Spec, count, info};
+use super::chunks::Chunks;
+use super::{Info, ObjectInfo, Spec, count, info};
 use crate::PAGE;
 use crate::codec::{Compression, Encoder};
 use crate::disk::Frozen;
-use crate::error::{Error, Fault, Result};
-use crate::hash::{self, Digest, DigestMap};
+use crate::error::{Error, Result};
+use crate::hash;
 use crate::index::{Counter, Counts, View};
 use crate::record;
-use crate::segment::{Appender, Kind, Location, RECORD};
 use crate::store::{Inner, Store};
-use crate::tree::{self, Child, Edit, Node, Nodes, Root, Sink};
+use crate::tree::{self, Edit, Root};
 
 /// Longest name of an object, bytes.
 const NAME: usize = 255;
@@ -43,19 +43,6 @@ pub struct Writer {
     committed: bool,
 }
 
-/// Where new chunks go, and which there are.
-struct Chunks {
-    inner: Arc<Inner>,
-    view: View,
-    new: DigestMap<(Location, u32)>,
-    nodes: DigestMap<Arc<Node>>,
-    appender: Option<Appender>,
-    /// Segments that are complete, with their lengths.
-    done: Vec<(u32, u32)>,
-    /// Segments that did not exist before.
-    created: Vec<u32>,
-}
-
 impl Store {
     /// Begins a snapshot.
     pub fn begin(&self, spec: Spec) -> Result<Writer> {
@@ -83,15 +70,7 @@ impl Store {
         };
         let (view, parent) = begin().inspect_err(|_| inner.use_().writers -= 1)?;
         Ok(Writer {
-            chunks: Chunks {
-                inner: Arc::clone(&inner),
-                view,
-                new: DigestMap::default(),
-                nodes: DigestMap::default(),
-                appender: None,
-                done: Vec::new(),
-                created: Vec::new(),
-            },
+            chunks: Chunks::new(Arc::clone(&inner), view),
             inner,
             spec,
             parent,
@@ -208,7 +187,12 @@ impl Writer {
     }
 
     /// Makes the snapshot visible, whole and durable. It is known as this from then on.
-    pub fn commit(mut self) -> Result<Info> {
+    pub fn commit(self) -> Result<Info> {
+        self.commit_if(&mut |_| Ok(()))
+    }
+
+    /// Commits if `check` agrees with what it is going to be.
+    pub(crate) fn commit_if(mut self, check: &mut dyn FnMut(&Info) -> Result<()>) -> Result<Info> {
         let id = {
             let mut use_ = self.inner.use_();
             use_.next_snapshot += 1;
@@ -231,6 +215,7 @@ impl Writer {
             good: false,
             objects,
         };
+        check(&info)?;
         let mut counts = Counts::default();
         count(
             &mut self.chunks,
@@ -245,10 +230,10 @@ impl Writer {
         // If this fails, it may be durable all the same: what it speaks of stays until the store is opened again.
         self.committed = true;
         self.inner.index.change("commit a snapshot", |change| {
-            for &(segment, len) in &chunks.done {
+            for &(segment, len) in chunks.done() {
                 change.set_segment_len(segment, u64::from(len))?;
             }
-            change.count(counts, &chunks.new)?;
+            change.count(counts, chunks.new_ones())?;
             change.set_snapshot(id, Some(&record::seal(&info)))?;
             for (frozen, object) in disks {
                 frozen.commit(change, id, object)?;
@@ -265,137 +250,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let chunks = &self.chunks;
-        let mut use_ = self.inner.use_();
-        use_.writers -= 1;
-        let appending = chunks.appender.iter().map(Appender::segment);
-        for segment in appending.chain(chunks.done.iter().map(|(segment, _)| *segment)) {
-            use_.appending.remove(&segment);
-        }
-        drop(use_);
-        if !self.committed {
-            for segment in &chunks.created {
-                // What stays is removed when the store is opened next.
-                let _ = self.inner.segments.remove(*segment);
-            }
-        }
-    }
-}
-
-impl Chunks {
-    /// The place of a chunk that is known already.
-    fn known(&self, digest: &Digest) -> Result<Option<Location>> {
-        if let Some((location, _)) = self.new.get(digest) {
-            return Ok(Some(*location));
-        }
-        Ok(self.view.chunk(digest)?.map(|entry| entry.location))
-    }
-
-    fn pages(
-        &mut self,
-        encoder: &mut Encoder,
-        edits: &mut Vec<Edit>,
-        group: &[(u64, &[u8; PAGE])],
-    ) -> Result<()> {
-        let mut pages = [&[0; PAGE]; hash::LANES];
-        for (slot, (_, page)) in pages.iter_mut().zip(group) {
-            *slot = page;
-        }
-        for (digest, &(page, bytes)) in hash::pages(&pages[..group.len()]).into_iter().zip(group) {
-            let location = match self.known(&digest)? {
-                Some(location) => location,
-                None => {
-                    let (codec, payload) = encoder.encode(bytes);
-                    let location = self
-                        .appender()?
-                        .append(&digest, Kind::Page, codec, payload)?;
-                    self.remember(digest, location, payload.len());
-                    location
-                }
-            };
-            let child = Some(Child { digest, location });
-            edits.push(Edit { page, child });
-        }
-        Ok(())
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a payload has at most a page"
-    )]
-    fn remember(&mut self, digest: Digest, location: Location, payload: usize) {
-        self.new
-            .insert(digest, (location, (RECORD + payload) as u32));
-    }
-
-    fn appender(&mut self) -> Result<&mut Appender> {
-        let limit = self.inner.options.segment;
-        if let Some(appender) = self.appender.take_if(|appender| appender.full(limit)) {
-            self.close(appender)?;
-        }
-        if self.appender.is_none() {
-            let (appender, new) = self.inner.appender(!self.done.is_empty())?;
-            if new {
-                self.created.push(appender.segment());
-            }
-            self.appender = Some(appender);
-        }
-        self.appender.as_mut().ok_or_else(|| Error::Unusable {
-            what: "The segment".to_owned(),
-            why: "there is none",
-        })
-    }
-
-    fn close(&mut self, mut appender: Appender) -> Result<()> {
-        let len = appender.finish();
-        self.done
-            .push((appender.segment(), *len.as_ref().unwrap_or(&0)));
-        len.map(drop)
-    }
-
-    /// Makes all chunks durable.
-    fn finish(&mut self) -> Result<()> {
-        if let Some(appender) = self.appender.take() {
-            self.close(appender)?;
-        }
-        if !self.created.is_empty() {
-            self.inner.segments.sync_names()?;
-        }
-        Ok(())
-    }
-}
-
-impl Nodes for Chunks {
-    fn node(&mut self, child: &Child, level: u8) -> Result<Arc<Node>, Fault> {
-        if let Some(node) = self.nodes.get(&child.digest) {
-            return Ok(Arc::clone(node));
-        }
-        Fetch::new(&self.inner).node(child, level)
-    }
-}
-
-impl Sink for Chunks {
-    fn put(&mut self, node: Node) -> Result<Child> {
-        let (payload, digest) = node.encode();
-        let location = match self.known(&digest)? {
-            Some(location) => location,
-            None => {
-                let codec = crate::codec::Codec::Raw;
-                let location = (self.appender()?).append(&digest, Kind::Node, codec, &payload)?;
-                self.remember(digest, location, payload.len());
-                location
-            }
-        };
-        self.nodes.insert(digest, Arc::new(node));
-        Ok(Child { digest, location })
-    }
-
-    fn failed(&self, page: u64, fault: Fault) -> Error {
-        Error::Corrupt {
-            snapshot: 0,
-            object: String::new(),
-            offset: page * PAGE as u64,
-            fault,
-        }
+        self.chunks.release(self.committed);
+        self.inner.use_().writers -= 1;
     }
 }

@@ -154,8 +154,8 @@ mod tests {
         #[test]
         fn any_changed_bit_is_refused_or_a_hint(bit in 0_usize..8 * (8 + 3 * 40)) {
             let mut children = [None; FANOUT];
-            for slot in [0, 9, 31] {
-                children[slot] = Some(child(slot as u8));
+            for slot in [0_u8, 9, 31] {
+                children[usize::from(slot)] = Some(child(slot));
             }
             let node = Node::new(2, &children).unwrap();
             let (mut payload, digest) = node.encode();

@@ -6,6 +6,8 @@
 //!
 //! `DARUMA_CRASH_STATES` sets how many states are wanted.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod check;
 mod faults;
 mod workload;

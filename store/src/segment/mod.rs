@@ -4,10 +4,15 @@
 //! (u32), codec (u8), kind (u8), two zero bytes, payload. What counts of a segment is up to the length that the index
 //! has committed; each writer begins on a page behind that, so that no sector with committed bytes is written again.
 
+mod append;
+mod window;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use self::append::Appender;
+pub use self::window::Window;
 use crate::codec::{self, Codec};
 use crate::error::{Error, Fault, Result};
 use crate::hash::Digest;
@@ -20,8 +25,6 @@ pub const RECORD: usize = 40;
 pub const FIRST: u32 = 4096;
 /// Where the next record goes to a new segment.
 pub const FULL: u32 = 64 << 20;
-/// Bytes that are collected before they are written.
-const BUFFER: usize = 1 << 20;
 /// Files held open.
 const OPEN: usize = 256;
 const MAGIC: &[u8; 8] = b"DRMASEG\x1a";
@@ -249,144 +252,5 @@ impl Segments {
                 expected: wanted.to_string(),
             })
         }
-    }
-}
-
-/// Bytes of one segment, read together.
-pub struct Window {
-    segment: u32,
-    start: u32,
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-impl Window {
-    /// Reads records one by one.
-    pub fn single() -> Self {
-        Self::of(RECORD + PAGE)
-    }
-
-    /// Reads ahead: for records that were written one after the other.
-    pub fn wide() -> Self {
-        Self::of(256 << 10)
-    }
-
-    fn of(size: usize) -> Self {
-        Self {
-            segment: 0,
-            start: 0,
-            bytes: vec![0; size],
-            filled: 0,
-        }
-    }
-
-    /// The bytes from `location` on: a whole record, unless the segment ends before that.
-    fn get(&mut self, segments: &Segments, location: Location) -> io::Result<&[u8]> {
-        if let Some(at) = self.holds(location) {
-            return Ok(&self.bytes[at..self.filled]);
-        }
-        self.filled = 0;
-        let file = segments.file(location.segment)?;
-        let filled = file.read_at(u64::from(location.offset), &mut self.bytes)?;
-        self.segment = location.segment;
-        self.start = location.offset;
-        self.filled = filled;
-        Ok(&self.bytes[..filled])
-    }
-
-    /// Where in the window a record is, if all of it is.
-    fn holds(&self, location: Location) -> Option<usize> {
-        let same = self.filled > 0 && location.segment == self.segment;
-        let at = location.offset.checked_sub(self.start).filter(|_| same)?;
-        let at = usize::try_from(at).ok()?;
-        let header = self.bytes[..self.filled].get(at..)?.get(..RECORD)?;
-        let len = u32::from_le_bytes([header[32], header[33], header[34], header[35]]);
-        let end = at + RECORD + usize::try_from(len).ok()?.min(PAGE);
-        (end <= self.filled).then_some(at)
-    }
-}
-
-/// The end of a segment, and who writes there.
-#[derive(Debug)]
-pub struct Appender {
-    segment: u32,
-    file: Arc<dyn MediumFile>,
-    /// Offset of the first byte of `buffer`.
-    offset: u32,
-    buffer: Vec<u8>,
-}
-
-impl Appender {
-    /// Goes on behind `committed` bytes of a segment.
-    pub fn after(segment: u32, file: Arc<dyn MediumFile>, committed: u32) -> Self {
-        Self {
-            segment,
-            file,
-            offset: committed.max(FIRST).next_multiple_of(FIRST),
-            buffer: Vec::new(),
-        }
-    }
-
-    pub fn segment(&self) -> u32 {
-        self.segment
-    }
-
-    /// Bytes of the segment so far.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the buffer has a bound of about 1 MiB"
-    )]
-    pub fn end(&self) -> u32 {
-        self.offset + self.buffer.len() as u32
-    }
-
-    pub fn full(&self, limit: u32) -> bool {
-        self.end() >= limit
-    }
-
-    /// Appends a record.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a payload has at most a page"
-    )]
-    pub fn append(
-        &mut self,
-        digest: &Digest,
-        kind: Kind,
-        codec: Codec,
-        payload: &[u8],
-    ) -> Result<Location> {
-        debug_assert!(payload.len() <= PAGE, "a payload fits a page");
-        let location = Location {
-            segment: self.segment,
-            offset: self.end(),
-        };
-        self.buffer.extend_from_slice(&digest.0);
-        self.buffer
-            .extend_from_slice(&(payload.len() as u32).to_le_bytes());
-        self.buffer
-            .extend_from_slice(&[codec as u8, kind as u8, 0, 0]);
-        self.buffer.extend_from_slice(payload);
-        if self.buffer.len() >= BUFFER {
-            self.flush()?;
-        }
-        Ok(location)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if !self.buffer.is_empty() {
-            (self.file.write_at(u64::from(self.offset), &self.buffer))
-                .map_err(Error::io(format!("append to {}", name(self.segment))))?;
-            self.offset = self.end();
-            self.buffer.clear();
-        }
-        Ok(())
-    }
-
-    /// Writes the rest and makes all durable. Returns the segment's length.
-    pub fn finish(&mut self) -> Result<u32> {
-        self.flush()?;
-        (self.file.sync()).map_err(Error::io(format!("make {} durable", name(self.segment))))?;
-        Ok(self.offset)
     }
 }

@@ -1,5 +1,7 @@
 //! A store that is open.
 
+mod fetch;
+mod recover;
 mod superblock;
 
 use std::collections::{HashMap, HashSet};
@@ -7,15 +9,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::superblock::Superblock;
-use crate::PAGE;
 use crate::codec::Compression;
-use crate::disk::{self, DiskInfo};
-use crate::error::{Error, Fault, Result};
+use crate::disk;
+use crate::error::{Error, Result};
 use crate::hash::DigestMap;
 use crate::index::{Counter, Index};
 use crate::medium::Medium;
-use crate::segment::{self, Appender, Kind, Segments, Window};
-use crate::tree::{Child, Node};
+use crate::segment::{self, Appender, Segments};
+use crate::tree::Node;
 
 const INDEX: &str = "index";
 
@@ -60,9 +61,6 @@ pub(crate) struct Inner {
     /// Nodes that were read last, for all readers: what is near the roots is asked for again and again.
     nodes: Mutex<DigestMap<Arc<Node>>>,
 }
-
-/// Nodes that are kept: about 5 MiB.
-const NODES: usize = 4096;
 
 /// What is in use.
 #[derive(Debug, Default)]
@@ -263,61 +261,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Checks that all that was committed is there, and removes the rest.
-    fn recover(&self, names: &[String]) -> Result<()> {
-        let view = self.index.view()?;
-        let committed: HashMap<u32, u64> = (view.segments()?.into_iter())
-            .map(|(segment, len, _)| (segment, len))
-            .collect();
-        let mut next = view.counter(Counter::Segment)?;
-        for (&segment, &len) in &committed {
-            let size = self.segments.check(segment, len)?;
-            if size > len && !self.medium.read_only() {
-                let name = segment::name(segment);
-                let file = self.segments.file(segment);
-                (file.and_then(|file| file.set_size(len)))
-                    .map_err(Error::io(format!("cut what was not committed off {name}")))?;
-            }
-            next = next.max(u64::from(segment) + 1);
-        }
-        if !self.medium.read_only() {
-            let unknown = names.iter().filter_map(|name| segment::number(name));
-            for segment in unknown.filter(|segment| !committed.contains_key(segment)) {
-                self.segments.remove(segment)?;
-            }
-        }
-        let disks = DiskInfo::all(&view)?;
-        let layers: HashSet<u64> = disks
-            .iter()
-            .flat_map(|disk| disk.layers())
-            .copied()
-            .collect();
-        for name in layers.iter().map(|layer| disk::layer_name(*layer)) {
-            if !names.contains(&name) {
-                return Err(Error::Partial {
-                    name,
-                    found: 0,
-                    needed: 1,
-                });
-            }
-        }
-        if !self.medium.read_only() {
-            for name in names {
-                if disk::layer_number(name).is_some_and(|layer| !layers.contains(&layer)) {
-                    (self.medium.remove(name)).map_err(Error::io(format!("remove {name}")))?;
-                }
-            }
-        }
-        let mut use_ = self.use_();
-        use_.next_layer = view.counter(Counter::Layer)?;
-        use_.next_segment = u32::try_from(next).map_err(|_| Error::Record {
-            what: "the next segment".to_owned(),
-            why: format!("{next} is too much"),
-        })?;
-        use_.next_snapshot = view.counter(Counter::Snapshot)?;
-        Ok(())
-    }
-
     /// A place to append to: the end of a segment that has room, or a new one. Whether it is new.
     pub fn appender(&self, fresh: bool) -> Result<(Appender, bool)> {
         let candidates = if fresh {
@@ -343,82 +286,5 @@ impl Inner {
         drop(use_);
         let file = self.segments.create(segment)?;
         Ok((Appender::after(segment, file, 0), true))
-    }
-
-    /// The node at `child`, verified.
-    pub fn node(&self, child: &Child, level: u8, window: &mut Window) -> Result<Node, Fault> {
-        self.fetch(child, |location| {
-            let read = self
-                .segments
-                .read(location, &child.digest, Kind::Node, window);
-            let (_, payload) = read?;
-            Node::decode(payload, &child.digest, level)
-        })
-    }
-
-    /// The node at `child`, verified now or earlier.
-    pub fn cached(
-        &self,
-        child: &Child,
-        level: u8,
-        window: &mut Window,
-    ) -> Result<Arc<Node>, Fault> {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = nodes.get(&child.digest)
-            && node.level() == level
-        {
-            return Ok(Arc::clone(node));
-        }
-        drop(nodes);
-        let node = Arc::new(self.node(child, level, window)?);
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if nodes.len() >= NODES {
-            nodes.clear();
-        }
-        nodes.insert(child.digest, Arc::clone(&node));
-        Ok(node)
-    }
-
-    /// The page at `child`, verified.
-    pub fn page(
-        &self,
-        child: &Child,
-        window: &mut Window,
-        page: &mut [u8; PAGE],
-    ) -> Result<(), Fault> {
-        self.fetch(child, |location| {
-            self.segments.page(location, &child.digest, window, page)
-        })
-    }
-
-    /// Tries the place that the tree names, and then the one that the index names.
-    fn fetch<T>(
-        &self,
-        child: &Child,
-        mut read: impl FnMut(segment::Location) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        let mut tried = child.location;
-        let mut result = read(tried);
-        // Garbage may be collected while this looks: each time, the index knows the newer place.
-        for _ in 0..4 {
-            if result.is_ok() {
-                break;
-            }
-            let entry = (self.index.view()).and_then(|view| view.chunk(&child.digest));
-            let entry = entry.map_err(|error| Fault::Io(error.to_string()))?;
-            match entry {
-                Some(entry) if entry.location != tried => {
-                    tried = entry.location;
-                    result = read(tried);
-                }
-                Some(_) => break,
-                None => {
-                    return Err(Fault::Missing {
-                        hash: child.digest.to_string(),
-                    });
-                }
-            }
-        }
-        result
     }
 }
