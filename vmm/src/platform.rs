@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +38,12 @@ use crate::vm::{Vm, VmError};
 pub enum PlatformError {
     #[error("Cannot connect the serial port to standard input and output")]
     Serial(#[source] io::Error),
+    #[error("Cannot open {path} for the serial port's output", path = .path.display())]
+    SerialOutput {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     SerialState(#[from] SerialError),
     #[error("Cannot tell the guest of what it had not read")]
@@ -152,6 +159,40 @@ pub fn output(seccomp: &Seccomp) -> Result<Output, PlatformError> {
     duplicate(&io::stdout())
         .and_then(|file| Output::new(file, seccomp.clone()))
         .map_err(PlatformError::Serial)
+}
+
+/// Where the serial port prints to: the end of the file or FIFO at `path`, which is made if there is nothing.
+pub fn output_to(path: &Path, seccomp: &Seccomp) -> Result<Output, PlatformError> {
+    let file = match opened::take(opened::Kind::Write, path) {
+        Some(descriptor) => Ok(descriptor.into()),
+        None => open_output(path),
+    };
+    file.and_then(|file| Output::new(file, seccomp.clone()))
+        .map_err(|source| PlatformError::SerialOutput {
+            path: path.into(),
+            source,
+        })
+}
+
+/// Opens what a later [`output_to`] needs.
+pub fn open_output_ahead(path: &Path) -> Result<(), PlatformError> {
+    let file = open_output(path).map_err(|source| PlatformError::SerialOutput {
+        path: path.into(),
+        source,
+    })?;
+    opened::keep(opened::Kind::Write, path, file);
+    Ok(())
+}
+
+fn open_output(path: &Path) -> io::Result<File> {
+    // Also for reading: so a FIFO can be opened before its reader comes.
+    File::options()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOCTTY)
+        .open(path)
 }
 
 /// What has no bytes.

@@ -307,6 +307,24 @@ fn calls_at_the_wrong_time_are_refused_in_firecrackers_words() {
 }
 
 #[test]
+fn the_serial_port_prints_to_a_file() {
+    if !have_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("serial");
+    std::fs::write(&file, "before ").unwrap();
+    let kernel = Code::new().print("printed").power_off().image();
+    let mut vmm = Vmm::start(&[]);
+    vmm.configure(kernel.path());
+    let serial = json!({ "serial_out_path": file });
+    vmm.done("PUT", "/serial", &serial.to_string());
+    vmm.action("InstanceStart");
+    assert_eq!(vmm.end(), Some(0));
+    assert_eq!(std::fs::read(&file).unwrap(), b"before printed");
+}
+
+#[test]
 fn bad_values_change_nothing_and_name_the_field() {
     let missing = r#"{"kernel_image_path": "/nowhere/kernel"}"#;
     let mut vmm = Vmm::start(&[]);

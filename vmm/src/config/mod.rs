@@ -30,6 +30,8 @@ pub use pmem::PmemConfig;
 pub use rate_limiter::{BucketConfig, RateLimiterConfig};
 pub use vsock::VsockConfig;
 
+use std::path::PathBuf;
+
 use crate::mmds;
 
 /// Most virtio devices one guest can have: one device number on the PCI bus each, but for that of the host bridge. On
@@ -67,6 +69,8 @@ pub struct VmConfig {
     pub entropy: Option<RateLimiterConfig>,
     /// How the guest reaches its metadata, if it does.
     pub mmds: Option<mmds::Config>,
+    /// Where the serial port prints to, if not to standard output.
+    pub serial_output: Option<PathBuf>,
 }
 
 impl VmConfig {

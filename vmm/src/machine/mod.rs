@@ -130,7 +130,8 @@ pub struct Machine {
     subscribers: Vec<Box<dyn MutEventSubscriber>>,
     /// With the device's number on PCI, or on MMIO its place among the others.
     device_threads: Vec<(usize, DeviceThread)>,
-    output: Output,
+    /// Of the console on standard output, and of the serial port: mostly the same.
+    outputs: [Output; 2],
     watchdog: Arc<Mutex<Watchdog>>,
     targets: Targets,
     subject: Arc<Subject>,
@@ -222,6 +223,9 @@ pub fn open_host_ahead() -> Result<(), MachineError> {
 /// Opens all that `config` names, for a jail that closes before [`Machine::new`]. What is hostile is not looked into.
 pub fn open_ahead(config: &VmConfig) -> Result<(), MachineError> {
     virtio::open_ahead(config)?;
+    if let Some(path) = &config.serial_output {
+        platform::open_output_ahead(path)?;
+    }
     Ok(boot::open_ahead(&config.boot)?)
 }
 
@@ -256,6 +260,10 @@ impl Machine {
         // What needs no KVM comes first: a wrong path is found before anything is built.
         let places = virtio::places(config)?;
         let output = platform::output(seccomp)?;
+        let serial = match &config.serial_output {
+            Some(path) => platform::output_to(path, seccomp)?,
+            None => output.clone(),
+        };
         let (devices, handles) = virtio::make(config, &output, events)?;
         let (memory, begin) = match snapshot {
             None => {
@@ -276,9 +284,9 @@ impl Machine {
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let taken = config.console.as_ref().is_some_and(|console| console.stdio);
         let input = platform::serial_input(taken)?;
-        let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink, &output, input)?;
+        let platform = platform::build(&vm, &memory, &mut ports, &mut mmio, &sink, &serial, input)?;
         if let Some(state) = states {
-            platform.restore(&state.platform, &output)?;
+            platform.restore(&state.platform, &serial)?;
         }
         let mut hotplug = None;
         let transports;
@@ -399,7 +407,7 @@ impl Machine {
             context: context.clone(),
             subscribers,
             device_threads,
-            output,
+            outputs: [output, serial],
             watchdog: platform.watchdog,
             targets,
             subject,
@@ -416,7 +424,7 @@ impl Machine {
             context,
             subscribers,
             device_threads,
-            output,
+            outputs,
             watchdog,
             targets,
             subject,
@@ -484,7 +492,7 @@ impl Machine {
             gate,
             threads,
             devices,
-            output,
+            outputs,
             watchdog,
             paused,
             subject,

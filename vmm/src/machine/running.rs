@@ -46,7 +46,7 @@ pub struct Running {
     pub(super) gate: Arc<Gate>,
     pub(super) threads: Vec<VcpuThread>,
     pub(super) devices: Vec<RunningThread>,
-    pub(super) output: Output,
+    pub(super) outputs: [Output; 2],
     pub(super) watchdog: Arc<Mutex<Watchdog>>,
     /// While the guest is paused: what its watchdog had left.
     pub(super) paused: Option<WatchdogState>,
@@ -129,7 +129,9 @@ impl Running {
             self.devices.extend(hotplug.end());
         }
         device_thread::join(self.devices);
-        self.output.finish(OUTPUT_PATIENCE);
+        for output in &self.outputs {
+            output.finish(OUTPUT_PATIENCE);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use api::model::{Document, Serial};
+use api::model::Document;
 use serde_json::Value;
 
 use super::{BootConfig, BootProtocol, ConfigError, VmConfig};
@@ -106,16 +106,14 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
     ] {
         refuse(what, value.as_ref())?;
     }
-    for (what, asks) in [(
-        "serial",
-        document
-            .serial
-            .as_ref()
-            .is_some_and(|serial| *serial != Serial::default()),
-    )] {
-        if asks {
-            return Err(ConfigError::NotSupportedYet { what });
-        }
+    let serial = document.serial.clone().unwrap_or_default();
+    if serial.rate_limiter.is_some() {
+        let what = "serial.rate_limiter";
+        return Err(ConfigError::NotSupportedYet { what });
+    }
+    if serial.serial_out_path.as_deref() == Some(Path::new("")) {
+        let field = "serial.serial_out_path";
+        return Err(ConfigError::Empty { field });
     }
     let machine = document.machine_config.clone().unwrap_or_default();
     let (vcpus, cpu, memory) = machine_config::check(&machine)?;
@@ -146,6 +144,7 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
         fs: document.fs.iter().map(fs::read).collect(),
         entropy: entropy.map(|entropy| rate_limiter::read(entropy.rate_limiter)),
         mmds: mmds.transpose()?,
+        serial_output: serial.serial_out_path,
     };
     vm.check()?;
     Ok(vm)
