@@ -71,7 +71,7 @@ pub struct RegionSpec {
 pub fn map(regions: Vec<RegionSpec>, track_dirty: bool) -> Result<GuestMemory, MemoryError> {
     let mut mapped = Vec::with_capacity(regions.len());
     for RegionSpec { base, len, file } in regions {
-        let bitmap = track_dirty.then(|| AtomicBitmap::new(len, PAGE_SIZE));
+        let bitmap = track_dirty.then(|| dirty_bitmap(len));
         // A guest may be given more memory than it ever touches: swap is not reserved for it.
         let (flags, file) = match file {
             Some(file) => (libc::MAP_SHARED | libc::MAP_NORESERVE, Some(file)),
@@ -97,6 +97,11 @@ pub fn map(regions: Vec<RegionSpec>, track_dirty: bool) -> Result<GuestMemory, M
         mapped.push(region);
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
+}
+
+/// Notes changes of the pages of `len` bytes.
+pub fn dirty_bitmap(len: usize) -> AtomicBitmap {
+    AtomicBitmap::new(len, PAGE_SIZE)
 }
 
 /// The `len` bytes from `address` on, if they lie in one region, as rings, tables and nearly all buffers do.

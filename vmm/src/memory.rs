@@ -95,10 +95,10 @@ pub fn low_ram(memory: &GuestMemory) -> u64 {
 
 /// Maps RAM for a guest. Pages are taken from the host when they are first touched.
 ///
-/// With `shared`, other processes can map it by the file of each region.
+/// With `shared`, other processes can map it by the file of each region; what is `tracked` notes which pages change.
 ///
 /// The mapping stays until the process ends: devices, vCPUs and KVM share it, and one process is one guest.
-pub fn allocate(size: MemorySize, shared: bool) -> Result<GuestMemory, MemoryError> {
+pub fn allocate(size: MemorySize, shared: bool, tracked: bool) -> Result<GuestMemory, MemoryError> {
     check_host_has(size)?;
     let mut mapped = Vec::new();
     for (base, bytes) in regions(size.bytes()) {
@@ -109,14 +109,14 @@ pub fn allocate(size: MemorySize, shared: bool) -> Result<GuestMemory, MemoryErr
         } else {
             Contents::Zeroes
         };
-        mapped.push(map_region(base, bytes, contents)?);
+        mapped.push(map_region(base, bytes, contents, tracked)?);
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
 }
 
 /// Maps RAM whose contents are those of the file at `path`, one region after the other, until the guest changes them: the
 /// file stays as it is, and is read as the guest needs it. Nobody may write to it meanwhile; this VMM does not.
-pub fn from_file(size: MemorySize, path: &Path) -> Result<GuestMemory, MemoryError> {
+pub fn from_file(size: MemorySize, path: &Path, tracked: bool) -> Result<GuestMemory, MemoryError> {
     check_host_has(size)?;
     let failed = |source| MemoryError::Open {
         path: path.into(),
@@ -144,7 +144,7 @@ pub fn from_file(size: MemorySize, path: &Path) -> Result<GuestMemory, MemoryErr
     let mut mapped = Vec::new();
     for (base, bytes) in regions(size.bytes()) {
         let contents = Contents::File(FileOffset::from_arc(file.clone(), start));
-        mapped.push(map_region(base, bytes, contents)?);
+        mapped.push(map_region(base, bytes, contents, tracked)?);
         start += bytes;
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
@@ -169,7 +169,12 @@ fn file_of(bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn map_region(base: u64, bytes: u64, contents: Contents) -> Result<GuestRegion, MemoryError> {
+fn map_region(
+    base: u64,
+    bytes: u64,
+    contents: Contents,
+    tracked: bool,
+) -> Result<GuestRegion, MemoryError> {
     let fail = |source| MemoryError::Map {
         mib: bytes / MIB,
         source,
@@ -211,7 +216,8 @@ fn map_region(base: u64, bytes: u64, contents: Contents) -> Result<GuestRegion, 
     // transparent huge pages refuses the advice, which changes nothing but speed.
     unsafe { libc::madvise(host.cast(), length, libc::MADV_HUGEPAGE) };
 
-    let builder = MmapRegionBuilder::new_with_bitmap(length, None)
+    let bitmap = tracked.then(|| devices::memory::dirty_bitmap(length));
+    let builder = MmapRegionBuilder::new_with_bitmap(length, bitmap)
         .with_mmap_prot(PROT)
         .with_mmap_flags(flags);
     let builder = match file {
@@ -328,7 +334,7 @@ mod tests {
     #[test]
     fn regions_are_aligned_for_huge_pages_and_usable_to_the_last_byte() {
         for shared in [false, true] {
-            let memory = allocate(mib(8), shared).unwrap();
+            let memory = allocate(mib(8), shared, false).unwrap();
             let host = memory.get_host_address(GuestAddress(0)).unwrap();
             assert_eq!(host.align_offset(HUGE_PAGE), 0);
             memory.write_obj(7u8, GuestAddress(8 * MIB - 1)).unwrap();
@@ -343,7 +349,7 @@ mod tests {
     fn shared_memory_is_seen_by_its_file_and_cannot_be_taken_away() {
         use std::os::unix::fs::FileExt;
 
-        let memory = allocate(mib(4), true).unwrap();
+        let memory = allocate(mib(4), true, false).unwrap();
         let region = memory.iter().next().unwrap();
         let file = region.file_offset().unwrap();
         assert_eq!(file.start(), 0);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_clock_data, kvm_irqchip,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_clock_data, kvm_irqchip,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -277,6 +277,13 @@ impl Vm {
             .map_err(kvm_error("set the guest's clock"))
     }
 
+    /// The pages of region `slot` of RAM, of `len` bytes, that the guest has changed since the last call: one bit each.
+    pub fn take_changed(&self, slot: u32, len: usize) -> Result<Vec<u64>, VmError> {
+        self.fd
+            .get_dirty_log(slot, len)
+            .map_err(kvm_error("say which pages of memory have changed"))
+    }
+
     /// A new eventfd that raises interrupt line `irq` (an edge) when it is written.
     pub fn interrupt_line(&self, irq: u32) -> Result<EventFd, VmError> {
         let fd = EventFd::new(libc::EFD_NONBLOCK)
@@ -330,7 +337,11 @@ fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), VmError> {
             .map_err(VmError::MemoryAddress)?;
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if region.bitmap().is_some() {
+                KVM_MEM_LOG_DIRTY_PAGES
+            } else {
+                0
+            },
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: host.addr() as u64,

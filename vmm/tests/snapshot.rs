@@ -389,3 +389,87 @@ fn in_a_jail_snapshots_are_below_its_root() {
     vmm.type_in(b"x");
     vmm.expect(&[b'0', 2, 2]);
 }
+
+/// Puts what a file of changes has over `base`.
+fn merge(base: &Path, changes: &Path) {
+    use std::os::unix::fs::FileExt;
+    let changed = fs::File::open(changes).unwrap();
+    let base = fs::OpenOptions::new().write(true).open(base).unwrap();
+    let length = changed.metadata().unwrap().len();
+    assert_eq!(length, base.metadata().unwrap().len());
+    let fd = std::os::fd::AsFd::as_fd(&changed);
+    let mut at = 0;
+    while let Ok(data) = nix::unistd::lseek(fd, at, nix::unistd::Whence::SeekData) {
+        let hole = nix::unistd::lseek(fd, data, nix::unistd::Whence::SeekHole).unwrap();
+        let (start, end) = (u64::try_from(data).unwrap(), u64::try_from(hole).unwrap());
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        changed.read_exact_at(&mut bytes, start).unwrap();
+        base.write_all_at(&bytes, start).unwrap();
+        at = hole;
+    }
+}
+
+#[test]
+fn changes_over_a_full_snapshot_are_the_guest_as_it_is() {
+    use std::os::unix::fs::MetadataExt;
+    if !have_kvm() {
+        return;
+    }
+    for pci in [false, true] {
+        let track = r#"{"track_dirty_pages": true}"#;
+        let (mut world, mut vmm) = start(pci, &[("PATCH", "/machine-config", track)]);
+        world.step(&mut vmm);
+        let base = Files::new();
+        done(&mut vmm, PAUSE);
+        done(&mut vmm, ("PUT", "/snapshot/create", &base.create()));
+        let diff = |files: &Files| {
+            let mut create: serde_json::Value = serde_json::from_str(&files.create()).unwrap();
+            create["snapshot_type"] = "Diff".into();
+            create.to_string()
+        };
+        for generation in 0..4 {
+            done(&mut vmm, RESUME);
+            world.step(&mut vmm);
+            done(&mut vmm, PAUSE);
+            // One that fails changes nothing.
+            let wrong = json!({ "snapshot_path": base.folder.path().join("x"), "mem_file_path": "/dev/null", "snapshot_type": "Diff" });
+            vmm.refused("PUT", "/snapshot/create", &wrong.to_string());
+            let changes = Files::new();
+            done(&mut vmm, ("PUT", "/snapshot/create", &diff(&changes)));
+            let bytes = fs::metadata(changes.memory()).unwrap().blocks() * 512;
+            println!("generation {generation}, {pci}: {bytes} bytes of changes");
+            assert!((1..512 << 10).contains(&bytes), "{bytes} bytes of changes");
+            let full = Files::new();
+            done(&mut vmm, ("PUT", "/snapshot/create", &full.create()));
+            // The memory of a guest that runs from a file stays as it is.
+            let merged = Files::new();
+            fs::copy(base.memory(), merged.memory()).unwrap();
+            merge(&merged.memory(), &changes.memory());
+            let (merged_bytes, full_bytes) = (
+                fs::read(merged.memory()).unwrap(),
+                fs::read(full.memory()).unwrap(),
+            );
+            assert!(merged_bytes == full_bytes, "generation {generation}");
+            kill(vmm);
+            fs::copy(changes.state(), merged.state()).unwrap();
+            vmm = Vmm::start(&[]);
+            let mut load: serde_json::Value = serde_json::from_str(&merged.load(true)).unwrap();
+            load["track_dirty_pages"] = true.into();
+            done(&mut vmm, ("PUT", "/snapshot/load", &load.to_string()));
+            assert_eq!(vmm.get("/machine-config")["track_dirty_pages"], true);
+            world.step(&mut vmm);
+            done(&mut vmm, PAUSE);
+            // Counted from the file it came from.
+            let changes = Files::new();
+            done(&mut vmm, ("PUT", "/snapshot/create", &diff(&changes)));
+            fs::copy(merged.memory(), base.memory()).unwrap();
+            merge(&base.memory(), &changes.memory());
+        }
+        kill(vmm);
+        // Who does not note changes does not know them.
+        let (_world, mut vmm) = start(pci, &[]);
+        done(&mut vmm, PAUSE);
+        let fault = vmm.refused("PUT", "/snapshot/create", &diff(&base));
+        assert!(fault.contains("track_dirty_pages"), "{fault}");
+    }
+}

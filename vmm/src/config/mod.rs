@@ -47,6 +47,8 @@ pub struct VmConfig {
     pub cpu: CpuConfig,
     /// Guest memory.
     pub memory: MemorySize,
+    /// Whether it is noted which pages of it change, for snapshots of those alone.
+    pub track_dirty: bool,
     /// Kernel, initrd and command line.
     pub boot: BootConfig,
     /// Whether virtio devices are on PCI, or else on MMIO.

@@ -74,11 +74,19 @@ pub(super) fn handle(guest: &mut Running, document: &mut Document, request: Requ
         }
         R::CreateSnapshot(request) => {
             let start = Instant::now();
+            let is_diff = request.snapshot_type.as_deref() == Some("Diff");
             let outcome = snapshot::create(guest, document, request);
-            let gauges = [
-                &latencies.full_create_snapshot,
-                &latencies.vmm_full_create_snapshot,
-            ];
+            let gauges = if is_diff {
+                [
+                    &latencies.diff_create_snapshot,
+                    &latencies.vmm_diff_create_snapshot,
+                ]
+            } else {
+                [
+                    &latencies.full_create_snapshot,
+                    &latencies.vmm_full_create_snapshot,
+                ]
+            };
             took(start, &gauges);
             outcome
         }

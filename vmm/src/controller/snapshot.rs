@@ -13,7 +13,7 @@ use crate::logger::chain;
 use crate::machine::{Running, Snapshot};
 use crate::metrics;
 use crate::snapshot::state::DevicesState;
-use crate::snapshot::{self, Order};
+use crate::snapshot::{self, Kind, Order};
 
 const CREATE: &str = "Create snapshot error";
 const LOAD: &str = "Load snapshot error";
@@ -25,18 +25,14 @@ fn refused(what: &str, why: impl std::fmt::Display) -> Fault {
 /// Writes a snapshot of the guest, which is to be paused and stays so. Returns when it is written: nothing else happens to
 /// the guest meanwhile.
 pub(super) fn create(guest: &Running, document: &Document, request: CreateSnapshot) -> Outcome {
-    match request.snapshot_type.as_deref() {
-        None | Some("Full") => {}
-        Some("Diff") => {
-            return Err(Fault::not_supported(
-                "snapshots of what has changed (\"Diff\"), take full ones",
-            ));
-        }
+    let kind = match request.snapshot_type.as_deref() {
+        None | Some("Full") => Kind::Full,
+        Some("Diff") => Kind::Diff,
         Some(other) => {
             let why = format!("snapshot_type \"{other}\" is unknown, permitted are Full and Diff");
             return Err(refused(CREATE, why));
         }
-    }
+    };
     let Some((subject, watchdog)) = guest.subject() else {
         let why = "The microVM runs: pause it first (PATCH /vm, \"Paused\")";
         return Err(refused(CREATE, why));
@@ -50,6 +46,7 @@ pub(super) fn create(guest: &Running, document: &Document, request: CreateSnapsh
             memory: &request.mem_file_path,
             document,
             watchdog,
+            kind,
         };
         // Who asked waits.
         let _ = done.send(
@@ -136,16 +133,16 @@ impl Controller {
                 "Loading a microVM snapshot not allowed after configuring boot-specific resources.",
             ));
         }
-        if request.enable_diff_snapshots || request.track_dirty_pages {
-            return Err(Fault::not_supported(
-                "tracking of what changes, take full snapshots",
-            ));
-        }
         let start = StartTime::new(None, None);
         let memory = memory_of(request)?;
         let state = self.read_state(&request.snapshot_path)?;
         let mut document = state.document.clone();
         override_devices(&mut document, request)?;
+        // Whether changes are noted is for who goes on to say.
+        let machine = document
+            .machine_config
+            .get_or_insert_with(MachineConfig::default);
+        machine.track_dirty_pages = request.enable_diff_snapshots || request.track_dirty_pages;
         let Document {
             logger, metrics, ..
         } = self.document.clone();

@@ -72,7 +72,7 @@ fn world() -> World {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let events = Arc::new(Events::new(Some(theirs), StartTime::new(None, None)));
-    let memory = Arc::new(memory::allocate(config.memory, false).unwrap());
+    let memory = Arc::new(memory::allocate(config.memory, false, false).unwrap());
     let vm = Arc::new(Vm::new(&memory, config.vcpus).unwrap());
     let (mut ports, mut mmio) = (Bus::new(), Bus::new());
     let layout = PciLayout::new(config.memory, slot_limit(PRESENT), 0b1010);

@@ -34,6 +34,7 @@ use crate::metrics::{self, FlushTimer, VcpuMetrics};
 use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
+use crate::snapshot::dirty::Dirty;
 use crate::snapshot::state::{DevicesState, State};
 use crate::snapshot::{self, Platform, Subject, Transports};
 use crate::stats::VcpuStats;
@@ -159,7 +160,8 @@ enum Begin<'a> {
 /// Memory with a kernel, and where that begins.
 fn load(config: &VmConfig, places: &Places) -> Result<(Arc<GuestMemory>, Entry), MachineError> {
     let line = cmdline::complete(config, places.mmio())?;
-    let memory = Arc::new(memory::allocate(config.memory, config.shares_memory())?);
+    let (shared, tracked) = (config.shares_memory(), config.track_dirty);
+    let memory = Arc::new(memory::allocate(config.memory, shared, tracked)?);
     let announced = if cmdline::acpi_is_off(&line) {
         &[][..]
     } else {
@@ -271,7 +273,8 @@ impl Machine {
                 (memory, Begin::Boot(entry))
             }
             Some(snapshot) => {
-                let memory = memory::from_file(config.memory, &snapshot.memory)?;
+                let memory =
+                    memory::from_file(config.memory, &snapshot.memory, config.track_dirty)?;
                 (Arc::new(memory), Begin::Resume(snapshot))
             }
         };
@@ -372,6 +375,7 @@ impl Machine {
             memory,
             gate: Arc::new(Gate::default()),
             cpuids,
+            dirty: Dirty::new(snapshot.is_some()),
             platform: Platform {
                 serial: platform.serial,
                 rtc: platform.rtc,

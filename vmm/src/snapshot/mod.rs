@@ -10,6 +10,7 @@
 //! state: a device that is restored interrupts again.
 
 pub mod cpu;
+pub mod dirty;
 pub mod file;
 pub mod memory;
 pub mod state;
@@ -31,6 +32,7 @@ use devices::virtio::state::{SharedState, VirtioState};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
+use self::dirty::Dirty;
 pub use self::file::FileError;
 pub use self::memory::MemoryFileError;
 use self::state::{
@@ -55,6 +57,10 @@ pub enum SnapshotError {
     Device(#[from] SaveError),
     #[error("A device comes or goes just now: try again when it has")]
     HotplugBusy,
+    #[error(
+        "It is not known what has changed: set track_dirty_pages of machine-config, or of the request that loads a snapshot"
+    )]
+    NotTracked,
     #[error(transparent)]
     Vm(#[from] VmError),
     #[error(transparent)]
@@ -97,6 +103,8 @@ pub struct Subject {
     pub gate: Arc<Gate>,
     /// The CPUID of each vCPU.
     pub cpuids: Vec<Vec<kvm_cpuid_entry2>>,
+    /// What of its memory has changed.
+    pub dirty: Dirty,
     /// The devices that every guest has.
     pub platform: Platform,
     /// Its virtio devices.
@@ -113,6 +121,17 @@ pub struct Order<'a> {
     pub document: Document,
     /// What its watchdog had left when it was paused.
     pub watchdog: WatchdogState,
+    /// What of the memory.
+    pub kind: Kind,
+}
+
+/// What of the memory is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All of it.
+    Full,
+    /// What has changed since the last snapshot; all else is a hole in the file.
+    Diff,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,7 +146,11 @@ impl Subject {
             memory: memory_path,
             document,
             watchdog,
+            kind,
         } = order;
+        if kind == Kind::Diff && !Dirty::is_tracked(&self.memory) {
+            return Err(SnapshotError::NotTracked);
+        }
         let states = self.states()?;
         let mut parked: Vec<_> = states.iter().map(|(_, _, state)| lock(state)).collect();
         let devices = self.devices(&states, &mut parked)?;
@@ -149,22 +172,33 @@ impl Subject {
         let state_file = file::create(state_path)?;
         file::sync(&state_file, state_path)?;
         let memory_file = file::create(memory_path)?;
-        let pages: Vec<_> = self.memory_pages();
-        memory::write(&self.memory, &pages, &memory_file).map_err(|source| {
-            SnapshotError::Memory {
+        let changed = self.dirty.take(&self.vm, &self.memory)?;
+        let whole: Vec<_> = changed.iter().map(|_| None).collect();
+        // Without a snapshot to count from, everything has changed.
+        let pages = match kind {
+            Kind::Diff if self.dirty.is_based() => &changed,
+            Kind::Diff | Kind::Full => &whole,
+        };
+        let write = || {
+            let written = memory::write(&self.memory, pages, &memory_file);
+            drop(parked);
+            written.map_err(|source| SnapshotError::Memory {
                 path: memory_path.into(),
                 source,
+            })?;
+            file::sync(&memory_file, memory_path)?;
+            Ok(file::write(&state_file, state_path, &bytes)?)
+        };
+        match write() {
+            Ok(()) => {
+                self.dirty.settle();
+                Ok(())
             }
-        })?;
-        drop(parked);
-        file::sync(&memory_file, memory_path)?;
-        file::write(&state_file, state_path, &bytes)?;
-        Ok(())
-    }
-
-    fn memory_pages(&self) -> Vec<memory::Pages> {
-        use vm_memory::GuestMemoryBackend;
-        self.memory.iter().map(|_| None).collect()
+            Err(error) => {
+                Dirty::put_back(&self.memory, &changed);
+                Err(error)
+            }
+        }
     }
 
     /// Device number or place, name and state of each virtio device.

@@ -16,11 +16,6 @@ pub(super) fn check(
         Some(name) => CpuTemplate::new("machine-config.cpu_template", name)?,
         None => CpuTemplate::Host,
     };
-    if machine.track_dirty_pages {
-        return Err(ConfigError::NotSupportedYet {
-            what: "machine-config.track_dirty_pages",
-        });
-    }
     if machine.huge_pages != "None" {
         return Err(ConfigError::NotSupportedYet {
             what: "machine-config.huge_pages",

@@ -131,6 +131,7 @@ fn assemble(document: &Document, boot: BootConfig, pci: bool) -> Result<VmConfig
         vcpus,
         cpu,
         memory,
+        track_dirty: machine.track_dirty_pages,
         boot,
         pci,
         drives,

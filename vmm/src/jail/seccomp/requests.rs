@@ -24,6 +24,8 @@ pub const KVM_GET_XCRS: u32 = 0x8188_aea6;
 pub const KVM_GET_TSC_KHZ: u32 = 0xaea3;
 /// Reads a chip of the interrupt controller.
 pub const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+/// Reads which pages of the guest's memory have changed.
+pub const KVM_GET_DIRTY_LOG: u32 = 0x4010_ae42;
 /// Reads the guest's clock.
 pub const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 /// Says that a vCPU was paused.
