@@ -473,3 +473,60 @@ fn changes_over_a_full_snapshot_are_the_guest_as_it_is() {
         assert!(fault.contains("track_dirty_pages"), "{fault}");
     }
 }
+
+#[test]
+fn what_was_plugged_in_is_where_it_was_and_can_be_plugged_out() {
+    if !have_kvm() {
+        return;
+    }
+    let (mut world, mut vmm) = start(true, &[]);
+    let disks: Vec<_> = (0..3)
+        .map(|_| {
+            let file = NamedTempFile::new().unwrap();
+            file.as_file().set_len(1 << 20).unwrap();
+            file
+        })
+        .collect();
+    for (name, disk) in ["a", "b", "c"].iter().zip(&disks) {
+        let drive = json!({
+            "drive_id": name, "is_root_device": false, "is_read_only": true, "path_on_host": disk.path()
+        });
+        vmm.done("PUT", &format!("/drives/{name}"), &drive.to_string());
+    }
+    world.step(&mut vmm);
+    // The guest takes its time: it never lets go, and while it is waited for there is no snapshot.
+    vmm.done("DELETE", "/drives/b", "");
+    done(&mut vmm, PAUSE);
+    let files = Files::new();
+    let fault = vmm.refused("PUT", "/snapshot/create", &files.create());
+    assert!(fault.contains("comes or goes"), "{fault}");
+    kill(vmm);
+
+    let (mut world, mut vmm) = start(true, &[]);
+    for (name, disk) in ["a", "b"].iter().zip(&disks) {
+        let drive = json!({
+            "drive_id": name, "is_root_device": false, "is_read_only": true, "path_on_host": disk.path()
+        });
+        vmm.done("PUT", &format!("/drives/{name}"), &drive.to_string());
+    }
+    world.step(&mut vmm);
+    for _ in 0..3 {
+        done(&mut vmm, PAUSE);
+        let files = Files::new();
+        done(&mut vmm, ("PUT", "/snapshot/create", &files.create()));
+        let config = vmm.get("/vm/config");
+        assert_eq!(config["drives"].as_array().unwrap().len(), 3);
+        kill(vmm);
+        vmm = Vmm::start(&[]);
+        done(&mut vmm, ("PUT", "/snapshot/load", &files.load(true)));
+        assert_eq!(vmm.get("/vm/config"), config);
+        world.step(&mut vmm);
+    }
+    // It is on PCI still, with places for more.
+    let drive = json!({
+        "drive_id": "c", "is_root_device": false, "is_read_only": true, "path_on_host": disks[2].path()
+    });
+    vmm.done("PUT", "/drives/c", &drive.to_string());
+    vmm.done("DELETE", "/drives/a", "");
+    world.step(&mut vmm);
+}

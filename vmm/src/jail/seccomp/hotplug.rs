@@ -54,6 +54,8 @@ pub const RULES: &[Rule] = &[
     call!(SYS_ioctl, "routes of a device that goes").when(&[is(1, KVM_SET_GSI_ROUTING)]),
     call!(SYS_ioctl, "interrupts of a device that goes").when(&[is(1, KVM_IRQFD)]),
     call!(SYS_ioctl, "doorbells of a device that goes").when(&[is(1, KVM_IOEVENTFD)]),
+    call!(SYS_unlink, "sockets of this guest's go with it")
+        .rare("this thread is seldom the last one to let go of the guest's devices at its end"),
     call!(SYS_ioctl, "a snapshot: interrupt controller").when(&[is(1, KVM_GET_IRQCHIP)]),
     call!(SYS_ioctl, "a snapshot: the guest's clock").when(&[is(1, KVM_GET_CLOCK)]),
     call!(SYS_ioctl, "a snapshot: which pages have changed").when(&[is(1, KVM_GET_DIRTY_LOG)]),
