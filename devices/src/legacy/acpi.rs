@@ -144,6 +144,22 @@ mod tests {
     use crate::platform::testing::recording_sink;
 
     #[test]
+    fn events_that_the_guest_has_not_read_are_there_after_a_restore() {
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let mut ged = Ged::new(Arc::new(line.try_clone().unwrap()));
+        ged.restore(0).unwrap();
+        assert!(line.read().is_err(), "nothing to tell");
+        ged.notify(GedEvent::PowerButton).unwrap();
+        let pending = ged.pending();
+        let mut ged = Ged::new(Arc::new(line.try_clone().unwrap()));
+        ged.restore(pending | 0xffff_0000).unwrap();
+        assert!(line.read().is_ok());
+        let mut register = [0; 4];
+        ged.read(0, &mut register);
+        assert_eq!(u32::from_le_bytes(register), GedEvent::PowerButton as u32);
+    }
+
+    #[test]
     fn s5_powers_off_and_other_sleep_types_do_not() {
         for value in 0..=u8::MAX {
             let (sink, events) = recording_sink();

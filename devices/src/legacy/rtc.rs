@@ -289,6 +289,34 @@ mod tests {
         rtc.write(DATA, &[value]);
     }
 
+    #[test]
+    fn a_clock_goes_on_with_its_bytes_and_tells_the_time_of_now() {
+        let mut before = rtc_at(Duration::from_secs(1));
+        write(&mut before, 0x40, 0x77);
+        write(&mut before, REGISTER_B, B_24_HOURS | B_BINARY);
+        before.write(INDEX, &[0x40]);
+        let state: RtcState =
+            serde_json::from_str(&serde_json::to_string(&before.state()).unwrap()).unwrap();
+        let mut after = rtc_at(Duration::from_secs(59));
+        after.restore(&state);
+        let mut data = [0];
+        after.read(DATA, &mut data);
+        assert_eq!(data, [0x77], "the register that was selected");
+        assert_eq!(
+            read(&mut after, SECONDS),
+            59,
+            "in binary, by the clock of now"
+        );
+        // Whatever a state says.
+        let hostile = RtcState {
+            index: 0xff,
+            bytes: vec![0xff; 1000],
+        };
+        after.restore(&hostile);
+        after.read(DATA, &mut data);
+        assert_eq!(read(&mut after, REGISTER_B), B_WRITABLE);
+    }
+
     fn date(rtc: &mut Rtc) -> [u8; 8] {
         [
             CENTURY,

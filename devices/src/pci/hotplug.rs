@@ -204,6 +204,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guest_has_not_heard_is_there_after_a_restore_for_what_can_go() {
+        let (mut before, _) = registers(0b0110);
+        before.plug(3);
+        before.request(1);
+        let state = before.state();
+        // Device number 3 has nothing that can go now.
+        let (mut after, _) = registers(0b0110);
+        after.restore(&state);
+        assert_eq!(read(&mut after, UP), 0);
+        assert_eq!(read(&mut after, DOWN), 0b0010);
+        let (mut after, _) = registers(0b1110);
+        after.restore(&state);
+        assert_eq!(after.state(), state);
+        assert_eq!(read(&mut after, UP), 0b1000);
+    }
+
+    #[test]
     fn a_request_stands_until_it_is_heard_withdrawn_or_fulfilled() {
         let (mut registers, ejected) = registers(0b1110);
         assert!(registers.request(1) && registers.request(2) && registers.request(3));

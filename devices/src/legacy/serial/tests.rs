@@ -226,3 +226,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_port_goes_on_with_its_registers_and_the_input_that_nobody_has_read() {
+    let (serial, _, _) = port();
+    let mut port_before = serial.lock().unwrap();
+    port_before.write(SCRATCH, &[0x5a]);
+    port_before.write(IER, &[1]);
+    let text: Vec<u8> = (0..200).collect();
+    assert_eq!(port_before.input(&text), 200);
+    let state = port_before.state();
+    assert_eq!(state.received.len() + state.waiting.len(), 200);
+    let json = serde_json::to_string(&state).unwrap();
+
+    let (serial, line, _) = port();
+    let screen = Screen::default();
+    let state = serde_json::from_str(&json).unwrap();
+    let restored = serial
+        .lock()
+        .unwrap()
+        .restore(&state, Box::new(screen.clone()));
+    restored.unwrap();
+    assert!(
+        line.read().is_ok(),
+        "interrupted again for what it has not read"
+    );
+    assert_eq!(read(&serial, SCRATCH), 0x5a);
+    assert_eq!(drain(&serial), text);
+    serial.lock().unwrap().write(0, b"!");
+    assert_eq!(*screen.0.lock().unwrap(), b"!");
+
+    for (received, waiting) in [(FIFO + 1, 0), (0, INPUT_CAPACITY + 1)] {
+        let bad = SerialState {
+            received: vec![0; received],
+            waiting: vec![0; waiting],
+            ..SerialState::default()
+        };
+        let restored = serial
+            .lock()
+            .unwrap()
+            .restore(&bad, Box::new(Screen::default()));
+        assert!(restored.is_err(), "{received} {waiting}");
+    }
+}

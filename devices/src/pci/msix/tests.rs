@@ -262,3 +262,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_table_goes_on_routed_as_it_was_and_sends_what_has_waited() {
+    let (msix, _) = fixture();
+    msix.set_control(ENABLED);
+    for vector in [1_u64, 2] {
+        let entry = vector * ENTRY_LEN;
+        msix.write_table(entry, &MESSAGE.address.to_le_bytes());
+        msix.write_table(entry + 8, &MESSAGE.data.to_le_bytes());
+    }
+    msix.write_table(ENTRY_LEN + 12, &[0; 4]);
+    // Masked: it waits.
+    msix.signal(2);
+    let mut state = msix.state();
+    let (other, sink) = fixture();
+    assert!(other.restore(&state));
+    assert_eq!(other.state(), state);
+    assert_eq!(sink.take(), [(1, Some(MESSAGE))]);
+    assert_eq!(pending(&other), 1 << 2);
+    other.write_table(2 * ENTRY_LEN + 12, &[0; 4]);
+    assert_eq!(sink.take(), [(2, Some(MESSAGE)), (2, None)]);
+    other.signal(1);
+    assert_eq!(sink.take(), [(1, None)]);
+    // A state of another function changes nothing.
+    state.entries.pop();
+    assert!(!other.restore(&state));
+    assert!(sink.take().is_empty());
+}
