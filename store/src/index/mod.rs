@@ -5,6 +5,7 @@
 
 mod backend;
 mod refs;
+mod types;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::medium::MediumFile;
 use crate::segment::Location;
 
 /// Digest to [`Entry`].
-const CHUNKS: TableDefinition<'_, [u8; 32], [u8; 20]> = TableDefinition::new("chunks");
+const CHUNKS: TableDefinition<'_, Digest, Entry> = TableDefinition::new("chunks");
 /// Number to committed length and bytes that are referenced.
 const SEGMENTS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("segments");
 /// Id to sealed record.
@@ -68,7 +69,7 @@ impl Entry {
         bytes
     }
 
-    fn from_bytes(bytes: [u8; 20]) -> Self {
+    fn of_bytes(bytes: [u8; 20]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, refs @ ..] = bytes;
         Self {
             location: Location::from_bytes([a, b, c, d, e, f, g, h]),
@@ -178,7 +179,7 @@ impl Index {
 
 /// A consistent view of the index.
 pub struct View {
-    chunks: ReadOnlyTable<[u8; 32], [u8; 20]>,
+    chunks: ReadOnlyTable<Digest, Entry>,
     segments: ReadOnlyTable<u32, (u64, u64)>,
     snapshots: ReadOnlyTable<u64, &'static [u8]>,
     disks: ReadOnlyTable<&'static str, &'static [u8]>,
@@ -189,8 +190,8 @@ const LOOK: &str = "look something up";
 
 impl View {
     pub fn chunk(&self, digest: &Digest) -> Result<Option<Entry>> {
-        let found = self.chunks.get(digest.0).map_err(Error::index(LOOK))?;
-        Ok(found.map(|value| Entry::from_bytes(value.value())))
+        let found = self.chunks.get(digest).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value()))
     }
 
     /// Every chunk, in order of the digests.
@@ -198,7 +199,7 @@ impl View {
         let all = self.chunks.iter().map_err(Error::index(LOOK))?;
         Ok(all.map(|item| {
             let (key, value) = item.map_err(Error::index(LOOK))?;
-            Ok((Digest(key.value()), Entry::from_bytes(value.value())))
+            Ok((key.value(), value.value()))
         }))
     }
 
@@ -249,7 +250,7 @@ impl View {
 
 /// The tables of one transaction.
 pub struct Change<'t> {
-    chunks: Table<'t, [u8; 32], [u8; 20]>,
+    chunks: Table<'t, Digest, Entry>,
     segments: Table<'t, u32, (u64, u64)>,
     snapshots: Table<'t, u64, &'static [u8]>,
     disks: Table<'t, &'static str, &'static [u8]>,

@@ -32,28 +32,35 @@ impl Change<'_> {
     pub fn count(&mut self, counts: Counts, new: &DigestMap<(Location, u32)>) -> Result<()> {
         let mut live: BTreeMap<u32, i64> = BTreeMap::new();
         for (digest, change) in counts.sorted() {
-            let known = self.chunk(&digest)?;
-            let entry = match (known, new.get(&digest)) {
-                (Some(entry), _) => entry,
-                (None, Some(&(location, len))) => Entry {
+            // Most chunks of a snapshot are new: one walk down the tree is enough for them.
+            if let (Ok(refs @ 1..), Some(&(location, len))) =
+                (u64::try_from(change), new.get(&digest))
+            {
+                let entry = Entry {
                     location,
                     len,
-                    refs: 0,
-                },
-                (None, None) => return Err(wrong(digest, 0, change)),
-            };
-            let refs = (entry.refs.checked_add_signed(change))
-                .ok_or_else(|| wrong(digest, entry.refs, change))?;
-            let bytes = live.entry(entry.location.segment).or_default();
+                    refs,
+                };
+                let known = self.chunks.insert(digest, entry);
+                let known = known.map_err(Error::index(CHANGE))?;
+                let known = known.map(|value| value.value());
+                let Some(known) = known else {
+                    *live.entry(location.segment).or_default() += i64::from(len);
+                    continue;
+                };
+                // Somebody else's is there already: ours is garbage.
+                self.put(&digest, known)?;
+            }
+            let known = self
+                .chunk(&digest)?
+                .ok_or_else(|| wrong(digest, 0, change))?;
+            let refs = (known.refs.checked_add_signed(change))
+                .ok_or_else(|| wrong(digest, known.refs, change))?;
             if refs == 0 {
-                (self.chunks.remove(digest.0)).map_err(Error::index(CHANGE))?;
-                *bytes -= i64::from(entry.len);
+                (self.chunks.remove(digest)).map_err(Error::index(CHANGE))?;
+                *live.entry(known.location.segment).or_default() -= i64::from(known.len);
             } else {
-                if known.is_none() {
-                    *bytes += i64::from(entry.len);
-                }
-                let entry = Entry { refs, ..entry };
-                (self.chunks.insert(digest.0, entry.to_bytes())).map_err(Error::index(CHANGE))?;
+                self.put(&digest, Entry { refs, ..known })?;
             }
         }
         self.add_live(live)
@@ -73,9 +80,14 @@ impl Change<'_> {
         Ok(())
     }
 
+    fn put(&mut self, digest: &Digest, entry: Entry) -> Result<()> {
+        (self.chunks.insert(digest, entry)).map_err(Error::index(CHANGE))?;
+        Ok(())
+    }
+
     pub fn chunk(&self, digest: &Digest) -> Result<Option<Entry>> {
-        let found = self.chunks.get(digest.0).map_err(Error::index(LOOK))?;
-        Ok(found.map(|value| Entry::from_bytes(value.value())))
+        let found = self.chunks.get(digest).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value()))
     }
 
     /// Says that chunks lie elsewhere now, with records of another length perhaps.
@@ -92,7 +104,7 @@ impl Change<'_> {
                 len,
                 ..entry
             };
-            (self.chunks.insert(digest.0, entry.to_bytes())).map_err(Error::index(CHANGE))?;
+            self.put(&digest, entry)?;
         }
         self.add_live(live)
     }
