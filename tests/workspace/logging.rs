@@ -86,6 +86,7 @@ const ONCE: &[(&str, usize, &str)] = &[
         "the VMM signals its own threads, no guest does",
     ),
     ("vmm/src/vcpu/mod.rs", 1, "when a vCPU is made"),
+    ("vmm/src/vcpu/state.rs", 1, "when a snapshot is loaded"),
     (
         "vmm/src/vcpu/thread.rs",
         1,

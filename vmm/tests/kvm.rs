@@ -267,9 +267,9 @@ fn kvms_own_counters_are_told_to_who_asks() {
             _ => {}
         },
     );
-    let stats = run.events.iter().filter(|event| event["event"] == "stats");
+    let mut stats = run.events.iter().filter(|event| event["event"] == "stats");
     assert!(
-        stats.last().is_some_and(|event| exits(event) > 0),
+        stats.next_back().is_some_and(|event| exits(event) > 0),
         "{run:?}"
     );
 }
