@@ -82,11 +82,14 @@ before=$(beat)
 frames() { sed -n "s/^ *$1: *//p" /proc/net/dev | awk '{ print $10, $12 }'; }
 flood() {
     while [ -z "$(frames $1)" ]; do sleep 0.2; done
-    ip link set $1 up
-    ip addr add $2.1/24 dev $1
-    arp -s $2.2 02:00:00:00:00:02
-    # It gives up where the card is not ready yet.
-    while :; do ping -q -s 1400 -i 0.05 $2.2 > /dev/null 2>&1; sleep 0.1; done & pings=$!
+    # The VMM may still be at it with its card: each of these may fail, and is tried again until frames go out.
+    while :; do
+        ip link set $1 up
+        ip addr add $2.1/24 dev $1
+        arp -s $2.2 02:00:00:00:00:02
+        ping -q -s 1400 -i 0.05 $2.2
+        sleep 0.1
+    done > /dev/null 2>&1 & pings=$!
     while :; do
         now=$(frames $1)
         [ -n "$now" ] || break
