@@ -87,7 +87,7 @@ flood() {
         ip link set $1 up
         ip addr add $2.1/24 dev $1
         arp -s $2.2 02:00:00:00:00:02
-        ping -q -s 1400 -i 0.05 $2.2
+        ping -q -c 100 -W 1 -s 1400 -i 0.05 $2.2
         sleep 0.1
     done > /dev/null 2>&1 & pings=$!
     while :; do
