@@ -280,6 +280,7 @@ fn a_hostile_guest_harms_neither_its_vmm_nor_its_neighbours() -> Result<()> {
     ensure!(status.success(), "QEMU ended with {status}");
     ensure!(!transcript.contains("FAILED"), "{transcript}");
 
+    let mut flood = 0;
     for (name, _, groups) in RUNS {
         let tally = check(&transcript, name)?;
         if groups.starts_with("devices") {
@@ -290,13 +291,14 @@ fn a_hostile_guest_harms_neither_its_vmm_nor_its_neighbours() -> Result<()> {
             ensure!(all >= FEWEST_ATTACKS, "only {all} attacks on {name}");
             let frames = said(&transcript, &format!("host: flood {name}0 "))?;
             println!("{name}: frames from outside, and dropped ones: {frames}");
-            let frames: Result<Vec<_>> = frames.split(' ').map(|word| number(Some(word))).collect();
-            ensure!(
-                frames?.iter().sum::<u64>() > 0,
-                "no frame came from outside"
-            );
+            for word in frames.split(' ') {
+                flood += number(Some(word))?;
+            }
         }
     }
+    // A card whose guest has no buffers keeps frames without counting them: the attacks on one of the two may be over
+    // before the flood begins.
+    ensure!(flood > 0, "no frame came from outside");
     for (how, permitted) in ENDS {
         let code = number(Some(said(&transcript, &format!("host: end {how} "))?))?;
         ensure!(permitted.contains(&code), "{how} ended the VMM with {code}");
