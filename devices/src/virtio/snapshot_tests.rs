@@ -281,6 +281,7 @@ proptest! {
         // Words of any kind; no panic, and no device that works where it may not.
         if guest.replace(Rng::new(), &text).is_ok() {
             guest.run();
+            guest.place();
             guest.reset();
             let mut ring = guest.start(RING_FEATURES, 16);
             let buffer = ring.buffer(8, true);

@@ -97,6 +97,8 @@ pub(super) fn plug(
 /// What a driver knows after it has probed the device.
 #[derive(Clone)]
 pub(super) struct Driver {
+    #[cfg(test)]
+    pub(super) config: Arc<dyn BusDevice>,
     pub(super) memory: Arc<dyn BusDevice>,
     pub(super) vectors: Arc<Vectors>,
     common: u64,
@@ -127,6 +129,8 @@ impl Driver {
         );
         let memory = bus.window(BAR);
         let mut found = Self {
+            #[cfg(test)]
+            config: ecam.clone(),
             memory,
             vectors,
             common: 0,
@@ -159,6 +163,14 @@ impl Driver {
             at = byte(at + 1);
         }
         found
+    }
+
+    /// Puts the function's memory where this driver looks for it, and switches it on.
+    #[cfg(test)]
+    pub(super) fn place(&self) {
+        self.config.write(SLOT << 15 | 0x10, &BAR.to_le_bytes());
+        // Memory and bus master.
+        self.config.write(SLOT << 15 | 0x04, &6_u16.to_le_bytes());
     }
 
     fn enable_vectors(&self, table: u64, count: u32) {

@@ -57,7 +57,7 @@ impl TestGuest {
                     new.restore(&serde_json::from_str(text).expect(parse))?;
                     let (new, bus) = (Arc::new(new), PciBus::new());
                     bus.insert(1, new.clone()).expect("an empty bus");
-                    driver.memory = bus.window(BAR);
+                    (driver.config, driver.memory) = (bus.ecam(), bus.window(BAR));
                     self.transport = AnyTransport::Pci(new.clone(), driver.clone());
                     (new.state().clone(), bus.window(BAR), Box::new(driver))
                 }
@@ -68,5 +68,13 @@ impl TestGuest {
         self.thread.add_subscriber(worker);
         (self.state, self.bus_device, self.registers) = (state, bus_device, registers);
         Ok(())
+    }
+
+    /// Puts the function's memory back where this driver looks for it, as firmware does after a reset: a state may have
+    /// it anywhere, or switched off.
+    pub(crate) fn place(&self) {
+        if let AnyTransport::Pci(_, driver) = &self.transport {
+            driver.place();
+        }
     }
 }
