@@ -4,6 +4,7 @@
 //! opened by an image's order: an external data file is refused, and a backing file comes from the caller, who is told
 //! the name and decides. Formats are as the header says, never probed.
 
+mod extensions;
 mod refcounts;
 
 use std::fs::File;
@@ -66,6 +67,10 @@ pub enum Qcow2Error {
         "qcow2 image is damaged: repair it by qemu-img check -r all, or copy it by qemu-img convert"
     )]
     Damaged(#[from] RefcountError),
+    #[error(
+        "qcow2 image has a table of feature names of {len} bytes, which is no multiple of 48: copy it by qemu-img convert"
+    )]
+    FeatureNames { len: u32 },
     #[error("More than {MAX_CHAIN} images are stacked on each other")]
     ChainTooLong,
 }
@@ -217,6 +222,7 @@ fn open(
 ) -> Result<Access, Qcow2Error> {
     let left = left.checked_sub(1).ok_or(Qcow2Error::ChainTooLong)?;
     file_lock::lock(&file, read_only).map_err(RawFileError::from)?;
+    extensions::check(&file)?;
     let options = StorageOpenOptions::new().write(!read_only);
     let again = file.try_clone().map_err(Qcow2Error::Image)?;
     let storage = ImageFile::from_open_file(file, options).map_err(Qcow2Error::Image)?;

@@ -209,6 +209,21 @@ fn refcount_tables_that_cannot_be_worked_with_are_refused() {
 }
 
 #[test]
+fn feature_names_that_are_cut_off_are_refused() {
+    let (_dir, path) = setup();
+    create(&path, LEN, None);
+    let mut at = [0; 4];
+    file(&path).read_exact_at(&mut at, 100).unwrap();
+    let at = u64::from(u32::from_be_bytes(at));
+    let mut kind = [0; 4];
+    file(&path).read_exact_at(&mut kind, at).unwrap();
+    assert_eq!(u32::from_be_bytes(kind), 0x6803_f857, "the first extension");
+    file(&path).write_all_at(&[49], at + 7).unwrap();
+    let error = Qcow2File::new(file(&path), false, &mut nobody).err();
+    assert!(matches!(error, Some(Qcow2Error::FeatureNames { .. })));
+}
+
+#[test]
 fn backing_files_are_opened_only_where_permitted() {
     let (dir, path) = setup();
     let (middle, base) = (dir.path().join("middle"), dir.path().join("base"));
