@@ -30,6 +30,7 @@ pub mod hotplug;
 pub mod jail;
 pub mod latch;
 pub mod layout;
+pub mod live;
 mod logger;
 pub mod machine;
 pub mod memory;
