@@ -43,6 +43,7 @@ mod platform;
 pub mod snapshot;
 mod stats;
 mod terminal;
+pub mod userfault;
 pub mod vcpu;
 mod virtio;
 pub mod vm;
