@@ -14,6 +14,8 @@
 
 mod abi;
 mod event;
+pub mod handler;
+mod mapping;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,7 @@ use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 pub use self::event::{Event, Fault};
+pub use self::mapping::{Mapping, MappingError, Places};
 
 /// The granularity of faults in bytes: the page size of x86.
 pub const PAGE: u64 = 4096;
