@@ -39,7 +39,7 @@ pub struct Drive {
     /// Ours: the number of queues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<i64>,
-    /// Ours: `"raw"` or `"qcow2"`.
+    /// Ours: `"raw"`, `"qcow2"`, or `"nbd"`, whose path is the socket of a server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Ours: what a qcow2 image may be based on.

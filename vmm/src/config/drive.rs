@@ -85,6 +85,8 @@ pub enum DiskFormat {
         /// The files that the image, and those it is based on, may be based on.
         backing_files: Vec<PathBuf>,
     },
+    /// There is no file: the path is the Unix socket of a server, which has the disk as its default export (NBD).
+    Nbd,
 }
 
 /// One disk image.
@@ -92,7 +94,7 @@ pub enum DiskFormat {
 pub struct DriveConfig {
     /// Its name.
     pub id: DriveId,
-    /// The image or block device on the host.
+    /// The image or block device on the host, or the socket of a server.
     pub path: PathBuf,
     /// What is in it.
     pub format: DiskFormat,

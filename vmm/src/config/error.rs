@@ -71,7 +71,7 @@ pub enum ConfigError {
     #[error("drive_id is \"{id}\", permitted are 1 to {max} letters, digits, \"_\" and \"-\"")]
     BadDriveId { id: String, max: usize },
     #[error(
-        "Drive \"{id}\" has backing_files, which a raw image cannot have: remove them or set format to \"qcow2\""
+        "Drive \"{id}\" has backing_files, which only a qcow2 image can have: remove them or set format to \"qcow2\""
     )]
     RawWithBackingFiles { id: String },
     #[error("Two drives are named \"{id}\"")]

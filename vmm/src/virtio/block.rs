@@ -1,17 +1,23 @@
 //! Disks: from the configuration to the device.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use devices::rate_limiter::LimitsControl;
+use devices::virtio::block::nbd::NbdError;
 use devices::virtio::block::qcow2::Qcow2Error;
 use devices::virtio::block::raw_file::RawFileError;
-use devices::virtio::block::{Backend, Block, BlockControl, Engine, Options, Qcow2File, RawFile};
+use devices::virtio::block::{
+    Backend, Block, BlockControl, Engine, Nbd, Options, Qcow2File, RawFile,
+};
 
 use super::VirtioError;
+use super::listener::reach;
 use crate::config::{DiskFormat, DriveConfig, DriveQueues, VcpuCount};
-use crate::jail::opened;
+use crate::jail::opened::{self, Kind};
 use crate::metrics;
 
 /// Why an image is no disk.
@@ -21,6 +27,8 @@ pub enum DiskError {
     Raw(#[from] RawFileError),
     #[error(transparent)]
     Qcow2(#[from] Qcow2Error),
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
 }
 
 /// What can be done with a drive while a guest has it.
@@ -28,7 +36,8 @@ pub struct Handle {
     /// How much the guest may move in a time.
     pub limits: LimitsControl,
     control: BlockControl,
-    image: Identity,
+    /// `None` is a server's: each connection to it is another disk.
+    image: Option<Identity>,
 }
 
 impl Handle {
@@ -39,15 +48,22 @@ impl Handle {
             id: drive.id.to_string(),
             source,
         };
-        let (file, identity) = open(drive)?;
-        if identity == self.image {
+        let (source, identity) = open(drive)?;
+        if identity.is_some() && identity == self.image {
             return self.control.refresh().map_err(changed);
         }
-        let disk = backend(drive, file)?;
+        let disk = backend(drive, source)?;
         self.control.replace(disk).map_err(changed)?;
         self.image = identity;
         Ok(())
     }
+}
+
+/// Where a disk's bytes are.
+enum Bytes {
+    File(File),
+    /// Behind a connection to a server.
+    Server(UnixStream),
 }
 
 /// A file, whatever it is called.
@@ -59,8 +75,8 @@ struct Identity {
 
 /// Opens the image of `drive`, for a guest with `vcpus`.
 pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<(Block, Handle), VirtioError> {
-    let (file, image) = open(drive)?;
-    let backend = backend(drive, file)?;
+    let (source, image) = open(drive)?;
+    let backend = backend(drive, source)?;
     // Without limits too: they may come later.
     let limiter = super::rate_limiter(drive.rate_limiter)?;
     let limits = limiter.control();
@@ -89,11 +105,12 @@ pub(super) fn make(drive: &DriveConfig, vcpus: VcpuCount) -> Result<(Block, Hand
 
 /// Opens what [`make`] needs.
 pub(super) fn open_ahead(drive: &DriveConfig) -> Result<(), VirtioError> {
-    opened::keep_file(&drive.path, !drive.read_only).map_err(|source| VirtioError::OpenDrive {
-        id: drive.id.to_string(),
-        path: drive.path.clone(),
-        source,
-    })?;
+    if drive.format == DiskFormat::Nbd {
+        let stream = reach(&drive.path).map_err(|source| no_server(drive, source))?;
+        opened::keep(Kind::Connection, &drive.path, stream);
+        return Ok(());
+    }
+    opened::keep_file(&drive.path, !drive.read_only).map_err(|source| not_open(drive, source))?;
     if let DiskFormat::Qcow2 { backing_files } = &drive.format {
         opened::note(&drive.path);
         for path in backing_files {
@@ -108,32 +125,56 @@ pub(super) fn open_ahead(drive: &DriveConfig) -> Result<(), VirtioError> {
     Ok(())
 }
 
-fn open(drive: &DriveConfig) -> Result<(File, Identity), VirtioError> {
-    let failed = |source| VirtioError::OpenDrive {
+fn not_open(drive: &DriveConfig, source: io::Error) -> VirtioError {
+    VirtioError::OpenDrive {
         id: drive.id.to_string(),
         path: drive.path.clone(),
         source,
-    };
+    }
+}
+
+fn no_server(drive: &DriveConfig, source: io::Error) -> VirtioError {
+    VirtioError::DriveServer {
+        id: drive.id.to_string(),
+        path: drive.path.clone(),
+        source,
+    }
+}
+
+fn open(drive: &DriveConfig) -> Result<(Bytes, Option<Identity>), VirtioError> {
+    if drive.format == DiskFormat::Nbd {
+        let stream = match opened::take(Kind::Connection, &drive.path) {
+            Some(stream) => stream.into(),
+            None => reach(&drive.path).map_err(|source| no_server(drive, source))?,
+        };
+        return Ok((Bytes::Server(stream), None));
+    }
+    let failed = |source| not_open(drive, source);
     let file = opened::file(&drive.path, !drive.read_only).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let identity = Identity {
         device: metadata.dev(),
         inode: metadata.ino(),
     };
-    Ok((file, identity))
+    Ok((Bytes::File(file), Some(identity)))
 }
 
-fn backend(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, VirtioError> {
-    disk(drive, file).map_err(|source| VirtioError::UseDrive {
+fn backend(drive: &DriveConfig, bytes: Bytes) -> Result<Box<dyn Backend>, VirtioError> {
+    disk(drive, bytes).map_err(|source| VirtioError::UseDrive {
         id: drive.id.to_string(),
         path: drive.path.clone(),
         source,
     })
 }
 
-fn disk(drive: &DriveConfig, file: File) -> Result<Box<dyn Backend>, DiskError> {
+fn disk(drive: &DriveConfig, bytes: Bytes) -> Result<Box<dyn Backend>, DiskError> {
+    let file = match bytes {
+        Bytes::File(file) => file,
+        // The one export that a server has without being asked for a name.
+        Bytes::Server(stream) => return Ok(Box::new(Nbd::new(stream, "", drive.read_only)?)),
+    };
     Ok(match &drive.format {
-        DiskFormat::Raw => Box::new(RawFile::new(file, drive.read_only)?),
+        DiskFormat::Raw | DiskFormat::Nbd => Box::new(RawFile::new(file, drive.read_only)?),
         DiskFormat::Qcow2 { backing_files } => {
             let mut permitted = Permitted::new(&drive.path, backing_files);
             let mut open = |name: &str| permitted.open(name);

@@ -56,6 +56,16 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "Cannot reach the NBD server of drive \"{id}\" at {path}: start it before the guest",
+        path = .path.display()
+    )]
+    DriveServer {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("Cannot use {path} for drive \"{id}\"", path = .path.display())]
     UseDrive {
         id: String,
@@ -178,6 +188,7 @@ impl VirtioError {
         matches!(
             self,
             Self::OpenDrive { .. }
+                | Self::DriveServer { .. }
                 | Self::UseDrive { .. }
                 | Self::Pmem { .. }
                 | Self::FsSocket { .. }

@@ -5,9 +5,10 @@
 //!               │ checked                                                   ▼
 //!               ▼                                                        device: status byte, used ring,
 //!             backend: raw_file, qcow2: which bytes of which file? ─done──► one interrupt for the batch
-//!               │                                                           ▲
+//!               │      nbd: of which server's?                              ▲
 //!               ▼                                                           │
 //!             engine: at once where nothing waits, else by io_uring ──reap──┘
+//!                     or by a server's connection
 //! ```
 
 pub mod backend;
@@ -15,6 +16,7 @@ mod config;
 pub mod control;
 pub mod device;
 pub mod engine;
+pub mod nbd;
 pub mod qcow2;
 pub mod raw_file;
 pub mod request;
@@ -23,6 +25,7 @@ pub use backend::Backend;
 pub use control::BlockControl;
 pub use device::{Block, Options};
 pub use engine::Engine;
+pub use nbd::Nbd;
 pub use qcow2::Qcow2File;
 pub use raw_file::RawFile;
 

@@ -34,18 +34,19 @@ pub(crate) fn check(drive: &Drive) -> Result<DriveConfig, ConfigError> {
     }
     let backing_files = drive.backing_files.clone().unwrap_or_default();
     let format = match drive.format.as_deref() {
-        None | Some("raw") if !backing_files.is_empty() => {
+        None | Some("raw" | "nbd") if !backing_files.is_empty() => {
             return Err(ConfigError::RawWithBackingFiles {
                 id: drive.drive_id.clone(),
             });
         }
+        Some("nbd") => DiskFormat::Nbd,
         None | Some("raw") => DiskFormat::Raw,
         Some("qcow2") => DiskFormat::Qcow2 { backing_files },
         Some(_) => {
             return Err(ConfigError::UnknownWord {
                 field: "drives.format",
                 value: drive.format.clone().unwrap_or_default(),
-                permitted: "\"raw\" and \"qcow2\"",
+                permitted: "\"raw\", \"qcow2\" and \"nbd\"",
             });
         }
     };

@@ -124,6 +124,7 @@ fn format_of_an_image_is_raw_or_said() {
     };
     assert_eq!(drive("").unwrap(), DiskFormat::Raw);
     assert_eq!(drive(r#", "format": "raw""#).unwrap(), DiskFormat::Raw);
+    assert_eq!(drive(r#", "format": "nbd""#).unwrap(), DiskFormat::Nbd);
     let qcow2 = |backing_files| DiskFormat::Qcow2 { backing_files };
     assert_eq!(drive(r#", "format": "qcow2""#).unwrap(), qcow2(vec![]));
     let both = r#", "format": "qcow2", "backing_files": ["/a", "b"]"#;

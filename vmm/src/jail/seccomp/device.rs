@@ -8,10 +8,13 @@ const UNIX: u32 = libc::AF_UNIX.cast_unsigned();
 /// Beside [`common`](super::common).
 pub const RULES: &[Rule] = &[
     call!(SYS_epoll_wait, "waits for queues, timers and descriptors"),
-    call!(SYS_epoll_ctl, "connections of vsock come and go"),
+    call!(
+        SYS_epoll_ctl,
+        "connections of vsock come and go; a disk's server takes more again"
+    ),
     call!(
         SYS_timerfd_settime,
-        "rate limits, and the balloon's statistics"
+        "rate limits, the balloon's statistics, and the patience with a disk's server"
     ),
     call!(SYS_preadv2, "a disk is read from the page cache"),
     call!(SYS_pwritev2, "a disk is written to the page cache"),
@@ -54,11 +57,11 @@ pub const RULES: &[Rule] = &[
     call!(SYS_recvfrom, "data of a connection"),
     call!(
         SYS_recvmsg,
-        "answers of a file system's program (vhost-user)"
+        "answers of a file system's program (vhost-user) and of a disk's server"
     ),
     call!(
         SYS_sendmsg,
-        "requests to a file system's program (vhost-user)"
+        "requests to a file system's program (vhost-user) and to a disk's server"
     ),
     call!(SYS_shutdown, "one end of a connection has said all"),
 ];

@@ -1,4 +1,5 @@
 mod in_flight;
+mod nbd;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -8,6 +8,7 @@
 //!   the same file.
 //! - What waits for the disk by its nature (flush, discard, write zeroes, durable writes) is queued.
 //! - Files in memory (tmpfs) never wait: no queue.
+//! - A disk that a server has is no file: its backend brings what carries work there ([`Remote`]).
 //!
 //! The page cache is used, not bypassed: guests that share a base image share its cache, and the cache is the host's to
 //! take back when it needs memory.
@@ -18,6 +19,7 @@
 
 mod file_io;
 mod patience;
+mod remote;
 mod ring;
 mod vectors;
 mod work;
@@ -30,11 +32,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::epoll::Epoll;
 
 use self::file_io::Transfer;
 use self::patience::{Advice, Patience};
+pub(super) use self::remote::Remote;
 use self::ring::Ring;
-use self::work::Work;
+pub(super) use self::vectors::MAX_VECTORS;
+pub(super) use self::work::Work;
 use super::backend::{Action, Job, Start};
 use crate::memory::GuestMemory;
 
@@ -66,6 +71,9 @@ pub struct Engine {
     /// The job that is being started.
     now: Work,
     ring: Option<Ring>,
+    remote: Option<Box<dyn Remote>>,
+    /// Watches what the remote waits for, one after the other.
+    epoll: Option<Epoll>,
     reads: Patience,
     writes: Patience,
 }
@@ -82,6 +90,8 @@ impl Engine {
             tracked: false,
             now: Work::default(),
             ring: None,
+            remote: None,
+            epoll: None,
             reads: Patience::default(),
             writes: Patience::default(),
         }
@@ -91,7 +101,9 @@ impl Engine {
     ///
     /// The first file decides whether there is an io_uring.
     pub fn attach_file(&mut self, file: File) {
-        let first = self.file.is_none();
+        // In the place of a server: nobody would look for the end of what a new ring does.
+        let second = self.remote.take().is_some();
+        let first = self.file.is_none() && !second;
         self.in_memory = self.preference == Preference::Automatic && lives_in_memory(&file);
         self.block_device = file
             .metadata()
@@ -111,9 +123,28 @@ impl Engine {
         self.file = Some(file);
     }
 
+    /// Has `remote` do the work from now on. Nothing is in flight.
+    pub(super) fn attach_remote(&mut self, mut remote: Box<dyn Remote>) -> io::Result<()> {
+        if self.file.is_some() {
+            // Its descriptor is not what the device waits for.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        if self.epoll.is_none() {
+            self.epoll = Some(Epoll::new()?);
+        }
+        if let Some(epoll) = &self.epoll {
+            remote.watch(epoll.as_raw_fd())?;
+        }
+        self.remote = Some(remote);
+        Ok(())
+    }
+
     /// All buffers lie in `memory` from now on. Nothing is in flight.
     pub fn attach_memory(&mut self, memory: Arc<GuestMemory>) {
         self.tracked = memory.iter().any(|region| region.bitmap().is_some());
+        if let Some(remote) = &mut self.remote {
+            remote.abandon();
+        }
         let old = self.memory.replace(memory);
         if self.ring.as_ref().is_some_and(Ring::uses_memory) {
             // Its end could not be waited for: the old memory must never go.
@@ -128,23 +159,31 @@ impl Engine {
 
     /// Jobs can be in flight.
     pub fn is_asynchronous(&self) -> bool {
-        self.ring.as_ref().is_some_and(Ring::is_usable) && !self.in_memory
+        self.remote.is_some() || self.ring.as_ref().is_some_and(Ring::is_usable) && !self.in_memory
     }
 
     /// Ready when a job has ended.
     pub fn descriptor(&self) -> Option<RawFd> {
-        self.ring.as_ref().map(Ring::descriptor)
+        let epoll = self.epoll.as_ref().map(AsRawFd::as_raw_fd);
+        epoll.or_else(|| self.ring.as_ref().map(Ring::descriptor))
     }
 
     /// Starts `job` on the file. Where it goes on, it has `token`, which no other in flight has and which is less than
     /// [`MAX_IN_FLIGHT`]; [`submit`](Self::submit) must follow.
     pub fn start(&mut self, token: u16, job: &Job<'_>) -> Start {
-        let (Some(memory), Some(file)) = (&self.memory, &self.file) else {
+        let Some(memory) = &self.memory else {
             return Start::Done(Err(io::ErrorKind::NotConnected.into()));
         };
         if let Err(error) = self.now.load(job, memory, self.tracked) {
             return Start::Done(Err(error));
         }
+        if let Some(remote) = &mut self.remote {
+            remote.queue(token, &mut self.now);
+            return Start::InFlight;
+        }
+        let Some(file) = &self.file else {
+            return Start::Done(Err(io::ErrorKind::NotConnected.into()));
+        };
         let ring = self.ring.as_mut().filter(|ring| ring.is_usable());
         let Some(ring) = ring.filter(|_| !self.in_memory) else {
             let result = file_io::perform(file, &mut self.now, self.block_device);
@@ -191,13 +230,22 @@ impl Engine {
 
     /// Gives the kernel what was started, all at once.
     pub fn submit(&mut self) {
-        if let (Some(ring), Some(file)) = (&mut self.ring, &self.file) {
+        if let Some(remote) = &mut self.remote {
+            remote.submit();
+        } else if let (Some(ring), Some(file)) = (&mut self.ring, &self.file) {
             ring.submit(file, self.block_device);
         }
     }
 
     /// A job that has ended, by its token.
     pub fn reap(&mut self) -> Option<(u16, io::Result<()>)> {
+        if let Some(remote) = &mut self.remote {
+            let (token, result) = remote.reap()?;
+            if let Some(memory) = &self.memory {
+                remote.work(token).mark_dirty(memory);
+            }
+            return Some((token, result));
+        }
         let (ring, file) = (self.ring.as_mut()?, self.file.as_ref()?);
         if !ring.is_busy() {
             return None;
@@ -211,12 +259,19 @@ impl Engine {
 
     /// Some job has not been reaped.
     pub fn is_busy(&self) -> bool {
-        self.ring.as_ref().is_some_and(Ring::is_busy)
+        match &self.remote {
+            Some(remote) => remote.is_busy(),
+            None => self.ring.as_ref().is_some_and(Ring::is_busy),
+        }
     }
 
     /// Waits until some job has ended, if one is in flight.
     pub fn wait(&mut self) -> io::Result<()> {
         self.submit();
+        if let Some(remote) = &mut self.remote {
+            remote.wait();
+            return Ok(());
+        }
         self.ring.as_mut().map_or(Ok(()), Ring::wait)
     }
 

@@ -9,12 +9,12 @@ use crate::memory::{self, GuestMemory, GuestSlice};
 use crate::virtio::chain::Buffers;
 
 /// The most vectors one system call takes (`IOV_MAX`).
-const MAX_VECTORS: usize = 1024;
+pub(in crate::virtio::block) const MAX_VECTORS: usize = 1024;
 
 /// An array of vectors, consumed from the front. Meant to be used again and again, so that a request costs no
 /// allocation.
 #[derive(Default)]
-pub(super) struct Vectors {
+pub(in crate::virtio::block) struct Vectors {
     list: Vec<iovec>,
     first: usize,
 }
@@ -49,7 +49,7 @@ impl Vectors {
     }
 
     /// What one system call can take of what is left.
-    pub(super) fn front(&self) -> &[iovec] {
+    pub(in crate::virtio::block) fn front(&self) -> &[iovec] {
         let rest = &self.list[self.first..];
         &rest[..rest.len().min(MAX_VECTORS)]
     }
@@ -60,7 +60,7 @@ impl Vectors {
     }
 
     /// Drops the first `moved` bytes.
-    pub(super) fn advance(&mut self, mut moved: usize) {
+    pub(in crate::virtio::block) fn advance(&mut self, mut moved: usize) {
         for vector in &mut self.list[self.first..] {
             if moved < vector.iov_len {
                 vector.iov_base = vector.iov_base.wrapping_byte_add(moved);

@@ -10,14 +10,14 @@ use crate::memory::GuestMemory;
 use crate::virtio::block::backend::{Action, Job};
 
 /// What is left to do of a job. Meant to be used again and again.
-pub(super) struct Work {
-    pub(super) action: Action,
+pub(in crate::virtio::block) struct Work {
+    pub(in crate::virtio::block) action: Action,
     /// Where on the disk the rest starts, in bytes.
-    pub(super) offset: u64,
-    /// Bytes of the disk, for actions without buffers.
-    pub(super) len: u64,
+    pub(in crate::virtio::block) offset: u64,
+    /// Bytes of the disk in all.
+    pub(in crate::virtio::block) len: u64,
     /// What is left of the buffers.
-    pub(super) vectors: Vectors,
+    pub(in crate::virtio::block) vectors: Vectors,
     /// What to mark dirty once it is filled; empty where nobody tracks that.
     fills: Vec<(GuestAddress, u32)>,
 }
