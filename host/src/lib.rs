@@ -4,6 +4,7 @@
 //! - [`flash`], [`disks`], [`images`], [`own_kernel`]: where guests come from.
 //! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
 //! - [`net`]: the guests' networks.
+//! - [`nbd`]: disks of the store, served to VMMs.
 //! - [`remote`]: commands from other processes, `daruma metrics` for one.
 //! - [`console`]: terminals, each showing the host or one guest.
 //! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
@@ -22,6 +23,7 @@ pub mod flash;
 pub mod images;
 pub mod init;
 mod lines;
+pub mod nbd;
 pub mod net;
 pub mod own_kernel;
 mod power;

@@ -87,6 +87,15 @@ struct World {
     folder: TempDir,
     /// QEMU's virtiofsd, which serves one guest.
     share: bool,
+    /// QEMU's server of a disk.
+    server: Child,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
 }
 
 /// A program of the host's that calls the guest's sockets again and again, until the guest is gone: it asks for a port,
@@ -104,9 +113,23 @@ fn visit(path: &Path, words: &[u8], gone: &AtomicBool) {
 
 impl World {
     fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("image"), vec![0x5a; 1 << 20]).unwrap();
+        let socket = folder.path().join("remote");
+        let mut server = Command::new("qemu-nbd")
+            .args(["--persistent", "--shared=8", "--format=raw", "--socket"])
+            .args([&socket, &folder.path().join("image")])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !socket.exists() {
+            assert!(server.try_wait().unwrap().is_none(), "qemu-nbd has ended");
+            thread::sleep(Duration::from_millis(5));
+        }
         let world = Self {
-            folder: TempDir::new().unwrap(),
+            folder,
             share: is_root() && Path::new(VIRTIOFSD).exists(),
+            server,
         };
         for (name, len) in [("sync", 1 << 20), ("async", 1 << 20), ("pmem", 2 << 20)] {
             let mut file = File::create(world.path(name)).unwrap();
@@ -164,6 +187,7 @@ impl World {
             drive("sync", r#", "io_engine": "Sync""#),
             drive("async", r#", "io_engine": "Async", "queues": 2"#),
             drive("thin", r#", "format": "qcow2""#),
+            drive("remote", r#", "format": "nbd", "queues": 2"#),
             drive("witness", r#", "is_read_only": true"#),
         ];
         let mut more = String::new();
