@@ -46,6 +46,11 @@ const ONCE: &[(&str, usize, &str)] = &[
         "an io_uring breaks once: it is not used again",
     ),
     (
+        "devices/src/virtio/block/nbd/link.rs",
+        1,
+        "a disk's server is lost once: it is not connected again",
+    ),
+    (
         "devices/src/virtio/fs.rs",
         1,
         "a program is lost once: it is not connected again",

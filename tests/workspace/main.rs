@@ -47,7 +47,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hostile", &[]),
     ("boot-entry", &[]),
     ("web", &[]),
-    ("host", &["vmm", "firmware-glue", "boot-entry"]),
+    (
+        "host",
+        &["vmm", "devices", "store", "firmware-glue", "boot-entry"],
+    ),
     (
         "tests",
         &["firmware-glue", "guest-images", "host", "vmm", "devices"],

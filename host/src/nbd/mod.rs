@@ -90,8 +90,7 @@ impl Exports {
     fn find(&self, name: &str) -> Option<&Export> {
         self.0.get(name).or_else(|| {
             let mut all = self.0.values();
-            all.next()
-                .filter(|_| name.is_empty() && self.0.len() == 1)
+            all.next().filter(|_| name.is_empty() && self.0.len() == 1)
         })
     }
 }

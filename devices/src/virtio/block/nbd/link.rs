@@ -343,11 +343,11 @@ impl Link {
 
     fn set_timer(&mut self, on: bool) {
         let time = if on { TICK } else { Duration::ZERO };
-        if let Err(error) = self.timer.reset(time, None) {
-            log::error!("The timer of an NBD disk cannot be set: {error}");
+        match self.timer.reset(time, None) {
+            // After the timer, so that it has expired by then.
+            Ok(()) => self.look = on.then(|| Instant::now() + TICK),
+            Err(error) => self.give_up(&error),
         }
-        // After the timer, so that it has expired by then.
-        self.look = on.then(|| Instant::now() + TICK);
     }
 
     /// Sends and takes what can be, without waiting.
@@ -376,8 +376,9 @@ impl Link {
             }
         }
         self.incoming = Incoming::Header;
-        if self.look.is_some() {
-            self.set_timer(false);
+        if self.look.take().is_some() {
+            // It is ready no more, and if that should fail, it is closed with the disk.
+            let _ = self.timer.reset(Duration::ZERO, None);
         }
     }
 }
