@@ -24,6 +24,8 @@ use crate::memory::GuestMemory;
 use crate::msi::{Doorbells, MsiRoutes, MsiVectors};
 use crate::virtio::pmem::Region;
 
+mod dirty_log;
+
 /// The KVM API version that every kernel since 2.6.22 has.
 const API_VERSION: i32 = 12;
 
@@ -142,11 +144,14 @@ pub struct Vm {
     supported_cpuid: CpuId,
     tsc_deadline: bool,
     msrs: Vec<u32>,
+    /// The log of changed pages is cleared by a request of its own.
+    manual: bool,
 }
 
 impl Vm {
-    /// Makes a VM with `memory`, an in-kernel interrupt controller, and room for `vcpus`.
-    pub fn new(memory: &GuestMemory, vcpus: VcpuCount) -> Result<Self, VmError> {
+    /// Makes a VM with `memory`, an in-kernel interrupt controller, and room for `vcpus`. With `logs`, KVM notes from now on
+    /// which pages the guest changes.
+    pub fn new(memory: &GuestMemory, vcpus: VcpuCount, logs: bool) -> Result<Self, VmError> {
         let kvm = open().map_err(VmError::Open)?;
         check(&kvm, vcpus)?;
         let supported_cpuid = kvm
@@ -169,7 +174,8 @@ impl Vm {
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss)
             .map_err(kvm_error("place its task state segment"))?;
-        add_memory(&fd, memory)?;
+        let manual = dirty_log::clear_by_request(&fd, !logs);
+        add_memory(&fd, memory, logs)?;
         // No PIT: the guest has the local APIC's timer and kvmclock, and nothing announces a PIT to it.
         fd.create_irq_chip()
             .map_err(kvm_error("create an interrupt controller"))?;
@@ -180,6 +186,7 @@ impl Vm {
             supported_cpuid,
             tsc_deadline,
             msrs,
+            manual,
         })
     }
 
@@ -277,11 +284,33 @@ impl Vm {
             .map_err(kvm_error("set the guest's clock"))
     }
 
-    /// The pages of region `slot` of RAM, of `len` bytes, that the guest has changed since the last call: one bit each.
-    pub fn take_changed(&self, slot: u32, len: usize) -> Result<Vec<u64>, VmError> {
+    /// Has KVM note from now on which pages of RAM the guest changes. At first, all of them count as changed, or none.
+    pub fn log_changes(&self, memory: &GuestMemory) -> Result<(), VmError> {
+        add_memory(&self.fd, memory, true)
+    }
+
+    /// The pages of region `slot` of RAM, of `len` bytes, that the guest has changed: one bit each. Those of before a
+    /// [clear](Self::clear_changed) are not among them; where KVM has no such request, those of before this call.
+    pub fn changed(&self, slot: u32, len: usize) -> Result<Vec<u64>, VmError> {
         self.fd
             .get_dirty_log(slot, len)
             .map_err(kvm_error("say which pages of memory have changed"))
+    }
+
+    /// Counts the pages `words` of region `slot` of RAM, of `len` bytes, as unchanged: 64 in a word, from that of number
+    /// `first` on. What is changed from now on is changed.
+    pub fn clear_changed(
+        &self,
+        slot: u32,
+        len: usize,
+        first: usize,
+        words: &[u64],
+    ) -> Result<(), VmError> {
+        if !self.manual {
+            return Ok(());
+        }
+        dirty_log::clear(&self.fd, slot, len, first, words)
+            .map_err(kvm_error("forget which pages of memory have changed"))
     }
 
     /// A new eventfd that raises interrupt line `irq` (an edge) when it is written.
@@ -330,14 +359,15 @@ fn check(kvm: &Kvm, vcpus: VcpuCount) -> Result<(), VmError> {
     Ok(())
 }
 
-fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), VmError> {
+/// Gives the guest its RAM; where it has it already, only whether changes are noted is new.
+fn add_memory(vm: &VmFd, memory: &GuestMemory, logs: bool) -> Result<(), VmError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let host = memory
             .get_host_address(region.start_addr())
             .map_err(VmError::MemoryAddress)?;
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: if region.bitmap().is_some() {
+            flags: if logs && region.bitmap().is_some() {
                 KVM_MEM_LOG_DIRTY_PAGES
             } else {
                 0

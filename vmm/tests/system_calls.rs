@@ -62,6 +62,7 @@ fn kind_of(name: &str) -> Option<ThreadKind> {
         ("output", ThreadKind::Device),
         ("hotplug", ThreadKind::Hotplug),
         ("opener", ThreadKind::Hotplug),
+        ("live", ThreadKind::Live),
     ];
     let found = kinds.iter().find(|(start, _)| name.starts_with(start))?;
     // The VMM itself is called daruma-vmm.

@@ -113,6 +113,10 @@ pub(super) struct Args {
     /// Descriptor of a connected Unix stream socket: events out and actions in, as JSON lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub(super) control_fd: Option<RawFd>,
+
+    /// Descriptor of a connected Unix stream socket: the store asks there for snapshots of the guest while it runs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    pub(super) store_fd: Option<RawFd>,
 }
 
 fn parse_id(text: &str) -> Result<String, String> {

@@ -9,6 +9,7 @@ use super::args::Args;
 use crate::config::{TapSource, VmConfig};
 use crate::jail::cgroup::Limits;
 use crate::jail::{self, Plan, descriptors};
+use crate::live;
 use crate::machine::{self, MachineError};
 
 /// Closes what this process has inherited and nobody told it to use: all but the standard streams, `kept` and what
@@ -33,6 +34,9 @@ pub(super) fn enter(
     parent: Option<&UnixStream>,
 ) -> Result<(), Failure> {
     machine::open_host_ahead().map_err(|error| no_machine(&error))?;
+    if args.store_fd.is_some() {
+        live::open_ahead();
+    }
     let mut plan = Plan {
         root: args.jail_root.clone(),
         ..Plan::default()

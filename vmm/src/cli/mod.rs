@@ -18,6 +18,7 @@ use api::model::Document;
 use clap::Parser;
 use clap::error::ErrorKind;
 use log::LevelFilter;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use self::args::Args;
 use self::descriptor::take_socket;
@@ -28,6 +29,7 @@ use crate::controller::{Controller, Settings};
 use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
+use crate::live::{self, protocol::MAX_DATA};
 use crate::logger::{self, LogError, chain};
 use crate::terminal;
 use crate::{metrics, mmds, snapshot};
@@ -73,13 +75,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     // Before anything else: the parent's clock runs.
     let start = StartTime::new(args.start_time_us, args.start_time_cpu_us);
-    let control = match args.control_fd.map(take_socket).transpose() {
-        Ok(control) => control,
+    let (control, store) = match take_sockets(&args) {
+        Ok(sockets) => sockets,
         Err(failure) => return report(&args.id, &failure, None),
     };
     // A copy for what goes wrong before the machine has its own.
     let early = control.as_ref().and_then(|socket| socket.try_clone().ok());
-    match run(&args, start, control, early.as_ref()) {
+    match run(&args, start, (control, store), early.as_ref()) {
         Ok(reason) => ExitCode::from(&reason),
         Err(failure) => report(
             &args.id,
@@ -87,6 +89,24 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             early.map(|s| Events::new(Some(s), start)),
         ),
     }
+}
+
+/// The control socket, and that to the store.
+type Sockets = (Option<UnixStream>, Option<UnixStream>);
+
+fn take_sockets(args: &Args) -> Result<Sockets, Failure> {
+    let (control, store) = (args.control_fd, args.store_fd);
+    if control.is_some() && control == store {
+        let what = "--control-fd and --store-fd are the same descriptor";
+        return Err(Failure::arguments(what));
+    }
+    let control = control.map(|fd| take_socket("--control-fd", fd));
+    let store = store.map(|fd| take_socket("--store-fd", fd)).transpose()?;
+    if let Some(store) = &store {
+        // As much as the host permits: nothing but speed depends on it.
+        let _ = setsockopt(store, sockopt::SndBuf, &MAX_DATA);
+    }
+    Ok((control.transpose()?, store))
 }
 
 /// Says of which version the snapshot is whose state is at `path`.
@@ -115,7 +135,7 @@ fn report(id: &str, failure: &Failure, events: Option<Events>) -> ExitCode {
 fn run(
     args: &Args,
     start: StartTime,
-    control: Option<UnixStream>,
+    (control, store): Sockets,
     early: Option<&UnixStream>,
 ) -> Result<ExitReason, Failure> {
     let document = match &args.config_file {
@@ -133,7 +153,7 @@ fn run(
         _ => None,
     };
     if args.jail {
-        let kept = confine::numbers(control.iter().chain(early));
+        let kept = confine::numbers(control.iter().chain(early).chain(&store));
         confine::close_others(&kept, config.as_ref())?;
     }
     // Before all that takes time: a client may connect, and waits for its answer.
@@ -164,6 +184,7 @@ fn run(
     if args.jail {
         confine::enter(args, config.as_ref(), early)?;
     }
+    let store = store.map(live::Channel::new);
     let (control, event_socket) = split(control)?;
     let events = Arc::new(Events::new(event_socket, start));
     end_on_panic(events.clone());
@@ -176,7 +197,7 @@ fn run(
     };
     let seccomp = settings.seccomp.clone();
     let (mut controller, desk) =
-        Controller::new(settings, control).map_err(|error| Failure::new(1, &error))?;
+        Controller::new(settings, control, store).map_err(|error| Failure::new(1, &error))?;
     // Before the start: this thread's filter is narrower from then on, and that of a thread it starts with it.
     let api = api.map(|api| api.serve(desk, seccomp)).transpose();
     let api = api.map_err(|error| Failure::new(1, &error))?;

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use api::model::Document;
 use api::{Fault, Handler, Outcome, Request};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -18,6 +19,8 @@ pub enum Order {
     Control(Action),
     /// By the API, whose thread waits for the answer.
     Api(Box<Request>, Sender<Outcome>),
+    /// By who takes snapshots: what the guest is made of.
+    Describe(Sender<Document>),
     /// What was asked for before is done: the configuration hears of it.
     Changed(Change),
 }

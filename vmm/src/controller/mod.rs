@@ -37,6 +37,7 @@ use crate::control::Control;
 use crate::device_thread::EndWatch;
 use crate::exit::ExitReason;
 use crate::latch::ExitLatch;
+use crate::live;
 use crate::machine::{EventLoop, MachineError, Running};
 use crate::metrics;
 use crate::mmds::{self, StoreError};
@@ -70,15 +71,19 @@ pub struct Controller {
     inbox: Inbox,
     desk: Desk,
     guest: Option<Running>,
+    /// Until there is a guest.
+    store: Option<live::Channel>,
     /// The user's terminal is the guest's as long as it runs.
     raw_mode: Option<RawMode>,
 }
 
 impl Controller {
-    /// A controller without a guest, and where it takes orders. Its control socket is `control`.
+    /// A controller without a guest, and where it takes orders. Its control socket is `control`, and the store that takes
+    /// snapshots of its guest is at the other end of `store`.
     pub fn new(
         settings: Settings,
         control: Option<std::os::unix::net::UnixStream>,
+        store: Option<live::Channel>,
     ) -> Result<(Self, Desk), MachineError> {
         let latch = Arc::new(ExitLatch::new().map_err(MachineError::Event)?);
         let (inbox, desk, bell) = Inbox::new().map_err(MachineError::Event)?;
@@ -100,6 +105,7 @@ impl Controller {
             inbox,
             desk: desk.clone(),
             guest: None,
+            store,
             raw_mode: None,
         };
         Ok((controller, desk))
@@ -132,6 +138,11 @@ impl Controller {
             match order {
                 Order::Control(action) => self.act(action),
                 Order::Changed(change) => self.changed(change),
+                Order::Describe(reply) => {
+                    self.forget_removed();
+                    // Who asked may have waited long enough.
+                    let _ = reply.send(self.document.clone());
+                }
                 Order::Api(request, reply) => {
                     self.forget_removed();
                     let counters = metrics::process().api.counters(&request);

@@ -13,7 +13,7 @@ use crate::logger::chain;
 use crate::machine::{Running, Snapshot};
 use crate::metrics;
 use crate::snapshot::state::DevicesState;
-use crate::snapshot::{self, Kind, Order};
+use crate::snapshot::{self, About, Kind, Order};
 
 const CREATE: &str = "Create snapshot error";
 const LOAD: &str = "Load snapshot error";
@@ -44,8 +44,7 @@ pub(super) fn create(guest: &Running, document: &Document, request: CreateSnapsh
         let order = Order {
             state: &request.snapshot_path,
             memory: &request.mem_file_path,
-            document,
-            watchdog,
+            about: About { document, watchdog },
             kind,
         };
         // Who asked waits.

@@ -10,6 +10,7 @@ use crate::config::{ConfigError, VmConfig, firecracker};
 use crate::events::Events;
 use crate::exit::{CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{Seccomp, ThreadKind};
+use crate::live;
 use crate::logger::chain;
 use crate::machine::{Context, Machine, MachineError, Snapshot};
 use crate::terminal::RawMode;
@@ -93,6 +94,7 @@ impl Controller {
             events: self.settings.events.clone(),
             seccomp: self.settings.seccomp.clone(),
             report_boot_time: self.settings.report_boot_time,
+            live: self.store.is_some(),
         }
     }
 
@@ -101,7 +103,21 @@ impl Controller {
         let started = machine.start(&mut self.event_loop).inspect_err(|error| {
             self.latch.set(ExitReason::Error(chain(error)));
         });
-        self.guest = Some(started?);
+        let guest = started?;
+        if let Some(channel) = self.store.take() {
+            let (subject, brake) = guest.live_subject();
+            let parts = live::Parts {
+                subject,
+                brake,
+                desk: self.desk.clone(),
+                latch: self.latch.clone(),
+            };
+            if let Err(error) = live::start(channel, parts, self.settings.seccomp.clone()) {
+                let what = format!("Cannot start the thread that takes snapshots: {error}");
+                self.latch.set(ExitReason::Error(what));
+            }
+        }
+        self.guest = Some(guest);
         self.raw_mode = Some(raw_mode);
         if let Err(error) = self.settings.seccomp.enter(ThreadKind::Event) {
             self.latch.set(ExitReason::Error(chain(&error)));

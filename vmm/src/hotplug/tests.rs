@@ -73,7 +73,7 @@ fn world() -> World {
     theirs.set_nonblocking(true).unwrap();
     let events = Arc::new(Events::new(Some(theirs), StartTime::new(None, None)));
     let memory = Arc::new(memory::allocate(config.memory, false, false).unwrap());
-    let vm = Arc::new(Vm::new(&memory, config.vcpus).unwrap());
+    let vm = Arc::new(Vm::new(&memory, config.vcpus, false).unwrap());
     let (mut ports, mut mmio) = (Bus::new(), Bus::new());
     let layout = PciLayout::new(config.memory, slot_limit(PRESENT), 0b1010);
     let bus = pci::build(&layout, &mut ports, &mut mmio).unwrap();

@@ -1,5 +1,6 @@
 //! One guest, from its configuration to the end of its run.
 
+mod brake;
 mod running;
 
 use std::io;
@@ -14,7 +15,8 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-pub use self::running::{PauseError, Running};
+pub use self::brake::{Brake, Holder, PauseError};
+pub use self::running::Running;
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, BootError, Entry, cmdline};
 use crate::config::VmConfig;
@@ -115,6 +117,8 @@ pub struct Context {
     pub seccomp: Seccomp,
     /// Log the time when the guest says that it has booted.
     pub report_boot_time: bool,
+    /// The store takes snapshots while the guest runs.
+    pub live: bool,
 }
 
 /// The loop of the main thread.
@@ -158,9 +162,13 @@ enum Begin<'a> {
 }
 
 /// Memory with a kernel, and where that begins.
-fn load(config: &VmConfig, places: &Places) -> Result<(Arc<GuestMemory>, Entry), MachineError> {
+fn load(
+    config: &VmConfig,
+    places: &Places,
+    tracked: bool,
+) -> Result<(Arc<GuestMemory>, Entry), MachineError> {
     let line = cmdline::complete(config, places.mmio())?;
-    let (shared, tracked) = (config.shares_memory(), config.track_dirty);
+    let shared = config.shares_memory();
     let memory = Arc::new(memory::allocate(config.memory, shared, tracked)?);
     let announced = if cmdline::acpi_is_off(&line) {
         &[][..]
@@ -256,7 +264,9 @@ impl Machine {
             events,
             seccomp,
             report_boot_time,
+            live,
         } = context;
+        let tracked = config.track_dirty || *live;
         let sink = platform::sink(latch.clone(), events.clone(), *report_boot_time);
 
         // What needs no KVM comes first: a wrong path is found before anything is built.
@@ -269,16 +279,15 @@ impl Machine {
         let (devices, handles) = virtio::make(config, &output, events)?;
         let (memory, begin) = match snapshot {
             None => {
-                let (memory, entry) = load(config, &places)?;
+                let (memory, entry) = load(config, &places, tracked)?;
                 (memory, Begin::Boot(entry))
             }
             Some(snapshot) => {
-                let memory =
-                    memory::from_file(config.memory, &snapshot.memory, config.track_dirty)?;
+                let memory = memory::from_file(config.memory, &snapshot.memory, tracked)?;
                 (Arc::new(memory), Begin::Resume(snapshot))
             }
         };
-        let vm = Arc::new(Vm::new(&memory, config.vcpus)?);
+        let vm = Arc::new(Vm::new(&memory, config.vcpus, config.track_dirty)?);
         let regions: Vec<_> = devices.iter().filter_map(|made| made.region).collect();
         vm.add_regions(&memory, &regions)?;
         // Before all devices: what they interrupt for when they go on must find the processors as they were.
@@ -375,7 +384,9 @@ impl Machine {
             memory,
             gate: Arc::new(Gate::default()),
             cpuids,
-            dirty: Dirty::new(snapshot.is_some()),
+            standing: Mutex::new(()),
+            // What nobody has noted is not known.
+            dirty: Dirty::new(snapshot.is_some() && config.track_dirty, config.track_dirty),
             platform: Platform {
                 serial: platform.serial,
                 rtc: platform.rtc,
@@ -490,15 +501,12 @@ impl Machine {
                 }
             }
         }
+        let brake = Brake::new(gate, latch, watchdog, threads, paused);
         Ok(Running {
             _vm: vm,
-            latch,
-            gate,
-            threads,
+            brake: Arc::new(brake),
             devices,
             outputs,
-            watchdog,
-            paused,
             subject,
             opener,
             targets,

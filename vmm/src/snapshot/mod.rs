@@ -32,7 +32,7 @@ use devices::virtio::state::{SharedState, VirtioState};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
-use self::dirty::Dirty;
+use self::dirty::{Dirty, DirtyError, Taker};
 pub use self::file::FileError;
 pub use self::memory::MemoryFileError;
 use self::state::{
@@ -63,6 +63,8 @@ pub enum SnapshotError {
     NotTracked,
     #[error(transparent)]
     Vm(#[from] VmError),
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
     #[error(transparent)]
     Vcpu(#[from] VcpuStateError),
     #[error(transparent)]
@@ -105,10 +107,20 @@ pub struct Subject {
     pub cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     /// What of its memory has changed.
     pub dirty: Dirty,
+    /// Held by who has it stand still for a snapshot.
+    pub standing: Mutex<()>,
     /// The devices that every guest has.
     pub platform: Platform,
     /// Its virtio devices.
     pub transports: Transports,
+}
+
+/// What a state says beside what the guest itself knows.
+pub struct About {
+    /// What the guest is made of.
+    pub document: Document,
+    /// What its watchdog had left when it was paused.
+    pub watchdog: WatchdogState,
 }
 
 /// What is to be written.
@@ -117,10 +129,8 @@ pub struct Order<'a> {
     pub state: &'a Path,
     /// Where the memory goes.
     pub memory: &'a Path,
-    /// What the guest is made of.
-    pub document: Document,
-    /// What its watchdog had left when it was paused.
-    pub watchdog: WatchdogState,
+    /// What the state says beside.
+    pub about: About,
     /// What of the memory.
     pub kind: Kind,
 }
@@ -144,54 +154,44 @@ impl Subject {
         let Order {
             state: state_path,
             memory: memory_path,
-            document,
-            watchdog,
+            about,
             kind,
         } = order;
         if kind == Kind::Diff && !Dirty::is_tracked(&self.memory) {
             return Err(SnapshotError::NotTracked);
         }
-        let states = self.states()?;
-        let mut parked: Vec<_> = states.iter().map(|(_, _, state)| lock(state)).collect();
-        let devices = self.devices(&states, &mut parked)?;
-        let state = State {
-            vmm_version: env!("CARGO_PKG_VERSION").into(),
-            document,
-            vm: self.vm.state()?,
-            vcpus: self.vcpus()?,
-            platform: PlatformState {
-                serial: lock(&self.platform.serial).state(),
-                rtc: lock(&self.platform.rtc).state(),
-                ged: lock(&self.platform.ged).pending(),
-                watchdog,
-            },
-            devices,
-        };
-        let bytes = file::encode(&state)?;
-        // An older state must not meet a newer memory, whatever happens in between.
-        let state_file = file::create(state_path)?;
-        file::sync(&state_file, state_path)?;
-        let memory_file = file::create(memory_path)?;
-        let changed = self.dirty.take(&self.vm, &self.memory)?;
-        let whole: Vec<_> = changed.iter().map(|_| None).collect();
-        // Without a snapshot to count from, everything has changed.
-        let pages = match kind {
-            Kind::Diff if self.dirty.is_based() => &changed,
-            Kind::Diff | Kind::Full => &whole,
-        };
-        let write = || {
+        let _standing = lock(&self.standing);
+        let write = |state: State| {
+            let bytes = file::encode(&state)?;
+            // An older state must not meet a newer memory, whatever happens in between.
+            let state_file = file::create(state_path)?;
+            file::sync(&state_file, state_path)?;
+            let memory_file = file::create(memory_path)?;
+            let turn = self.dirty.begin(Taker::Api, &self.vm, &self.memory)?;
+            let changed = self.dirty.take(&turn, &self.vm, &self.memory)?;
+            let whole: Vec<_> = changed.iter().map(|_| None).collect();
+            // Without a snapshot to count from, everything has changed.
+            let pages = match kind {
+                Kind::Diff if turn.is_based() => &changed,
+                Kind::Diff | Kind::Full => &whole,
+            };
             let written = memory::write(&self.memory, pages, &memory_file);
-            drop(parked);
-            written.map_err(|source| SnapshotError::Memory {
+            let written = written.map_err(|source| SnapshotError::Memory {
                 path: memory_path.into(),
                 source,
-            })?;
+            });
+            Ok((written, turn, changed, memory_file, state_file, bytes))
+        };
+        let (written, turn, changed, memory_file, state_file, bytes) =
+            self.with_state(about, || Ok::<_, SnapshotError>(()), write)?;
+        let finish = || {
+            written?;
             file::sync(&memory_file, memory_path)?;
             Ok(file::write(&state_file, state_path, &bytes)?)
         };
-        match write() {
+        match finish() {
             Ok(()) => {
-                self.dirty.settle();
+                self.dirty.settle(&turn);
                 Ok(())
             }
             Err(error) => {
@@ -199,6 +199,37 @@ impl Subject {
                 Err(error)
             }
         }
+    }
+
+    /// The state of the guest, whose vCPUs stand still. Its devices are parked: `parked` is called as soon as they are, and
+    /// `then` does with the state what has to be done while they still are. Then they go on.
+    ///
+    /// # Errors
+    /// There is no state, or `parked` or `then` has failed.
+    pub fn with_state<T, E: From<SnapshotError>>(
+        self: &Arc<Self>,
+        about: About,
+        parked: impl FnOnce() -> Result<(), E>,
+        then: impl FnOnce(State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let states = self.states()?;
+        let mut locked: Vec<_> = states.iter().map(|(_, _, state)| lock(state)).collect();
+        let devices = self.devices(&states, &mut locked)?;
+        parked()?;
+        let state = State {
+            vmm_version: env!("CARGO_PKG_VERSION").into(),
+            document: about.document,
+            vm: self.vm.state().map_err(SnapshotError::from)?,
+            vcpus: self.vcpus()?,
+            platform: PlatformState {
+                serial: lock(&self.platform.serial).state(),
+                rtc: lock(&self.platform.rtc).state(),
+                ged: lock(&self.platform.ged).pending(),
+                watchdog: about.watchdog,
+            },
+            devices,
+        };
+        then(state)
     }
 
     /// Device number or place, name and state of each virtio device.

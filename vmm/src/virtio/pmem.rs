@@ -213,7 +213,7 @@ mod tests {
         code.extend(PLACE.to_le_bytes());
         code.extend([0xe6, 0x10, 0xf4]);
         memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
-        let vm = Vm::new(&memory, VcpuCount::new("v", 1).unwrap()).unwrap();
+        let vm = Vm::new(&memory, VcpuCount::new("v", 1).unwrap(), false).unwrap();
         let region = Region {
             guest: PLACE.into(),
             ..region

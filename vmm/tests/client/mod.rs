@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use api::testing::Contract;
@@ -27,11 +27,17 @@ pub struct Vmm {
 impl Vmm {
     /// Starts the VMM with `arguments` beside those that say where its API is.
     pub fn start(arguments: &[&str]) -> Self {
+        let mut command = crate::trace::vmm();
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    /// Starts the VMM by `command`, which lacks where its API is.
+    pub fn spawn(mut command: Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = crate::trace::vmm()
+        let mut child = command
             .args(["--id", "test", "--api-sock"])
             .arg(folder.path().join("api"))
-            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

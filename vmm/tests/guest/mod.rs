@@ -335,6 +335,29 @@ impl Code {
             .bytes(&back.wrapping_neg().to_le_bytes())
     }
 
+    /// For ever: writes the number of the sweep as the first word of each of `pages` pages from `first` on, one after the
+    /// other, and prints it if there is a byte from the serial port.
+    pub fn sweep(self, first: u32, pages: u32) -> Self {
+        // xor edi, edi; start: inc edi; mov esi, first; mov ecx, pages
+        let code = self.bytes(&[0x31, 0xff]);
+        let start = code.0.len();
+        let code = code.bytes(&[0x47, 0xbe]).bytes(&first.to_le_bytes());
+        let code = code.bytes(&[0xb9]).bytes(&pages.to_le_bytes());
+        // next: mov [esi], edi; add esi, 4096; dec ecx; jnz next
+        let code = code.bytes(&[0x89, 0x3e, 0x81, 0xc6, 0, 0x10, 0, 0, 0x49, 0x75, 0xf3]);
+        // mov dx, 0x3fd; in al, dx; test al, 1; jz start
+        let code = code.bytes(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x0f, 0x84]);
+        let back = u32::try_from(code.0.len() + 4 - start).unwrap();
+        let code = code.bytes(&back.wrapping_neg().to_le_bytes());
+        // mov dx, 0x3f8; in al, dx; mov eax, edi
+        let code = code.bytes(&[0x66, 0xba, 0xf8, 0x03, 0xec, 0x89, 0xf8]);
+        let code = code.print_eax();
+        // jmp start
+        let back = u32::try_from(code.0.len() + 5 - start).unwrap();
+        code.bytes(&[0xe9])
+            .bytes(&back.wrapping_neg().to_le_bytes())
+    }
+
     /// cli; again: hlt; jmp again
     pub fn halt(self) -> Self {
         self.bytes(&[0xfa, 0xf4, 0xeb, 0xfd])

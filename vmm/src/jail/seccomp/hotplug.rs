@@ -2,9 +2,9 @@
 //! do, since a thread inherits its parent's filter, and what making a device takes. It sees no byte that a guest wrote.
 
 use super::requests::{
-    KVM_GET_CLOCK, KVM_GET_DIRTY_LOG, KVM_GET_IRQCHIP, KVM_IOEVENTFD, KVM_IRQFD,
-    KVM_SET_GSI_ROUTING, SIOCGIFFLAGS, SIOCGIFINDEX, SIOCSIFFLAGS, TUNSETIFF, TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
+    KVM_CLEAR_DIRTY_LOG, KVM_GET_CLOCK, KVM_GET_DIRTY_LOG, KVM_GET_IRQCHIP, KVM_IOEVENTFD,
+    KVM_IRQFD, KVM_SET_GSI_ROUTING, KVM_SET_USER_MEMORY_REGION, SIOCGIFFLAGS, SIOCGIFINDEX,
+    SIOCSIFFLAGS, TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
 };
 use super::rule::{Rule, call, is, with, without};
 
@@ -59,6 +59,16 @@ pub const RULES: &[Rule] = &[
     call!(SYS_ioctl, "a snapshot: interrupt controller").when(&[is(1, KVM_GET_IRQCHIP)]),
     call!(SYS_ioctl, "a snapshot: the guest's clock").when(&[is(1, KVM_GET_CLOCK)]),
     call!(SYS_ioctl, "a snapshot: which pages have changed").when(&[is(1, KVM_GET_DIRTY_LOG)]),
+    call!(
+        SYS_ioctl,
+        "a snapshot: what is written has not changed since"
+    )
+    .when(&[is(1, KVM_CLEAR_DIRTY_LOG)]),
+    call!(
+        SYS_ioctl,
+        "a snapshot: changes are noted from the first one on"
+    )
+    .when(&[is(1, KVM_SET_USER_MEMORY_REGION)]),
     call!(SYS_ioctl, "a tap is opened").when(&[is(1, TUNSETIFF)]),
     call!(SYS_ioctl, "which offloads a new tap can do").when(&[is(1, TUNSETOFFLOAD)]),
     call!(SYS_ioctl, "the header of a tap's frames").when(&[is(1, TUNSETVNETHDRSZ)]),

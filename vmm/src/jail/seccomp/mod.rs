@@ -8,6 +8,7 @@
 //!             ├── vcpu
 //!             ├── device   one for each device that moves data, and the console's writer
 //!             ├── api
+//!             ├── live     takes snapshots for the store
 //!             └── hotplug ─── device   of devices that come while the guest runs
 //! ```
 //!
@@ -22,6 +23,7 @@ mod device;
 mod event;
 mod hotplug;
 mod keeper;
+mod live;
 mod process;
 mod program;
 mod requests;
@@ -55,19 +57,22 @@ pub enum ThreadKind {
     Api,
     /// Makes devices while the guest runs, and takes them apart.
     Hotplug,
+    /// Takes snapshots for the store while the guest runs.
+    Live,
     /// Waits for the jail.
     Keeper,
 }
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Process,
         Self::Event,
         Self::Vcpu,
         Self::Device,
         Self::Api,
         Self::Hotplug,
+        Self::Live,
         Self::Keeper,
     ];
 
@@ -80,6 +85,7 @@ impl ThreadKind {
             Self::Device => "device",
             Self::Api => "API",
             Self::Hotplug => "hot-plug",
+            Self::Live => "live",
             Self::Keeper => "keeper",
         }
     }
@@ -95,14 +101,15 @@ impl ThreadKind {
                 Self::Device,
                 Self::Api,
                 Self::Hotplug,
+                Self::Live,
             ]
             .into_iter()
             .flat_map(Self::rules)
             .chain(own.copied())
             .collect(),
             Self::Keeper => own.copied().collect(),
-            // Its filter is also that of the devices' threads that it starts.
-            Self::Hotplug => {
+            // The filter of the one is also that of the devices' threads that it starts; the other ends what devices do.
+            Self::Hotplug | Self::Live => {
                 let devices = Self::Device.rules().into_iter();
                 devices.chain(own.copied()).collect()
             }
@@ -119,6 +126,7 @@ impl ThreadKind {
             Self::Device => device::RULES,
             Self::Api => api::RULES,
             Self::Hotplug => hotplug::RULES,
+            Self::Live => live::RULES,
             Self::Keeper => keeper::RULES,
         }
     }

@@ -26,6 +26,20 @@ pub const KVM_GET_TSC_KHZ: u32 = 0xaea3;
 pub const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
 /// Reads which pages of the guest's memory have changed.
 pub const KVM_GET_DIRTY_LOG: u32 = 0x4010_ae42;
+/// Counts pages of the guest's memory as unchanged.
+pub const KVM_CLEAR_DIRTY_LOG: u32 = 0xc018_aec0;
+/// Says what the guest's memory is, and whether changes of it are noted.
+pub const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+/// Makes a userfaultfd.
+pub const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
+/// The handshake of a userfaultfd.
+pub const UFFDIO_API: u32 = 0xc018_aa3f;
+/// Takes memory under control.
+pub const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+/// Lets go of memory.
+pub const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
+/// Write-protects memory, or ends that.
+pub const UFFDIO_WRITEPROTECT: u32 = 0xc018_aa06;
 /// Reads the guest's clock.
 pub const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 /// Says that a vCPU was paused.
