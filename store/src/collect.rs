@@ -28,6 +28,8 @@ pub enum Thoroughness {
 pub struct Collected {
     /// Segments that were removed.
     pub segments: u64,
+    /// Images that were forgotten: nothing stood on them, and nobody had attached them.
+    pub images: u64,
     /// Bytes that were copied.
     pub copied: u64,
     /// Bytes that are free now.
@@ -55,10 +57,14 @@ impl Store {
         inner.index.usable()?;
         let _deleting = Deleting::begin(inner, None)?;
         let victims = inner.victims(thoroughness)?;
-        if victims.is_empty() {
-            return Ok(Collected::default());
+        let mut collected = Collected::default();
+        if !victims.is_empty() {
+            collected = inner.copy(&victims, progress)?;
         }
-        inner.copy(&victims, progress)
+        let (images, bytes) = inner.forget_images()?;
+        collected.images = images;
+        collected.freed += bytes;
+        Ok(collected)
     }
 }
 

@@ -142,6 +142,44 @@ pub enum Error {
         /// Name that was asked for.
         name: String,
     },
+    /// No such image.
+    #[error("There is no image {image} in the store: adopt it first")]
+    NoImage {
+        /// Id that was asked for, in hexadecimal.
+        image: String,
+    },
+    /// Nobody has said where an image is.
+    #[error(
+        "Image {image} of {len} bytes is not attached: say where the file is that was adopted, or put it back"
+    )]
+    Detached {
+        /// Id of the image, in hexadecimal.
+        image: String,
+        /// Bytes.
+        len: u64,
+    },
+    /// A file that is said to be an image has another length.
+    #[error(
+        "This is not image {image}: it has {found} bytes and the image has {needed}; give the file that was adopted, or adopt this one"
+    )]
+    OtherImage {
+        /// Id of the image, in hexadecimal.
+        image: String,
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes of the image.
+        needed: u64,
+    },
+    /// A page of an image is not what was adopted.
+    #[error("Image {image}, offset {offset:#x}: {fault}")]
+    Image {
+        /// Id of the image, in hexadecimal.
+        image: String,
+        /// Bytes from its start.
+        offset: u64,
+        /// What is wrong.
+        fault: Fault,
+    },
     /// Something is in use that the call wants to change.
     #[error("{what} is in use by {user}: try again when that is done")]
     Busy {
@@ -206,6 +244,9 @@ pub enum Fault {
     /// A node of the tree that makes no sense.
     #[error("a node of the tree is damaged: {0}")]
     Node(&'static str),
+    /// The list of an image's digests was changed.
+    #[error("the store's list of the image's digests is damaged: adopt the image again")]
+    List,
     /// Reading failed.
     #[error("reading failed: {0}")]
     Io(String),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::OnceLock;
 
 use blake3::IncrementCounter;
 use blake3::platform::Platform;
@@ -161,6 +162,12 @@ fn parents(
         &mut values,
     );
     values
+}
+
+/// Hash of a page of zeros, where one is stored as such.
+pub fn zero_page() -> Digest {
+    static DIGEST: OnceLock<Digest> = OnceLock::new();
+    *DIGEST.get_or_init(|| Digest::of(&[0; PAGE]))
 }
 
 /// Whether a page holds nothing but zeros.

@@ -7,7 +7,7 @@
 //! its data is durable.
 //!
 //! ```text
-//! store ──► disk (layers) ──► snapshot (write, read, delete), collect, verify, transfer
+//! store ──► disk (layers) ──► snapshot (write, read, delete), image, collect, verify, transfer
 //!              └─► tree ──► index, segment ──► medium (a directory, or a simulated one that loses power)
 //! ```
 //!
@@ -21,6 +21,7 @@ mod collect;
 mod disk;
 mod error;
 mod hash;
+mod image;
 mod index;
 pub mod medium;
 mod record;
@@ -33,14 +34,16 @@ mod verify;
 
 pub use codec::Compression;
 pub use collect::{Collected, Thoroughness};
-pub use disk::{BlockDevice, Disk, DiskInfo, Frozen};
+pub use disk::{Base, BlockDevice, Disk, DiskInfo, Frozen};
 pub use error::{Error, Fault, Result};
 pub use hash::Digest;
+pub use image::{Image, ImageInfo, image_list};
 pub use snapshot::{Changed, Info, Object, ObjectId, ObjectInfo, Snapshot, Spec, Writer};
 pub use store::{Options, Status, Store};
 pub use verify::{Progress, Verified};
 
 /// Bytes of a page, which is also a block of a disk.
 pub const PAGE: usize = 4096;
-/// Version of the format that this program writes.
-pub const FORMAT: u32 = 1;
+/// Newest version of the format that this program reads. It writes 1 as long as no image is adopted, so that an older
+/// program can go back to such a store.
+pub const FORMAT: u32 = 2;

@@ -1,4 +1,5 @@
-//! A snapshot as one file, to take elsewhere: a head, then the pages of each object that are not zero, then a hash of all.
+//! A snapshot as one file, to take elsewhere: a head, then the pages of each object that are stored, then a hash of all.
+//! Of an object that stands on an image, it has what differs from that, and names the image.
 //!
 //! ```text
 //! magic (16) · format (u32) · length of the head (u32) · head (JSON) · records · end · BLAKE3 of all before (32)
@@ -74,7 +75,7 @@ fn wrong(why: impl Into<String>) -> Error {
 }
 
 impl Store {
-    /// Writes a snapshot to one file. `progress` gets the pages that were looked at, and all.
+    /// Writes a snapshot to one file, without the images that it stands on. `progress` gets the pages that were looked at, and all.
     pub fn export(
         &self,
         id: u64,
@@ -90,7 +91,10 @@ impl Store {
         })
         .map_err(|error| wrong(error.to_string()))?;
         out.put(MAGIC)?;
-        out.put(&FORMAT.to_le_bytes())?;
+        // An older program can import what it understands.
+        let images = info.objects.iter().any(|object| object.image.is_some());
+        let format = if images { FORMAT } else { 1 };
+        out.put(&format.to_le_bytes())?;
         let len = u32::try_from(head.len()).ok().filter(|len| *len <= HEAD);
         out.put(
             &len.ok_or_else(|| wrong("its labels are too long"))?
@@ -109,7 +113,7 @@ impl Store {
             let object = snapshot.object(&about.name)?;
             let mut next = 0;
             loop {
-                let pages = object.occupied(next, BATCH)?;
+                let pages = object.stored(next, BATCH)?;
                 let Some(last) = pages.last() else { break };
                 next = last + 1;
                 for page in pages {
@@ -132,7 +136,8 @@ impl Store {
         out.to.flush().map_err(Error::io("write the exported file"))
     }
 
-    /// Makes a snapshot of an exported file. It gets an id of this store, and no parent. `progress` gets the bytes read.
+    /// Makes a snapshot of an exported file. It gets an id of this store, and no parent. Images that it stands on must have
+    /// been adopted here. `progress` gets the bytes read.
     pub fn import(&self, from: &mut dyn Read, progress: &mut dyn FnMut(u64)) -> Result<Info> {
         let hasher = blake3::Hasher::new();
         let mut input = In { from, hasher };
@@ -146,7 +151,7 @@ impl Store {
         })?;
         let mut objects = Vec::new();
         for object in &told.objects {
-            objects.push(writer.fresh(&object.name, object.len)?);
+            objects.push(writer.fresh_on(&object.name, object.len, object.image)?);
         }
         let mut read = 0;
         loop {
@@ -178,7 +183,8 @@ impl Store {
             now.len() == told.objects.len()
                 && told.objects.iter().all(|object| {
                     let made = now.iter().find(|made| made.name == object.name);
-                    made.is_some_and(|made| (made.len, made.root) == (object.len, object.root))
+                    let content = |info: &ObjectInfo| (info.len, info.root, info.image);
+                    made.is_some_and(|made| content(made) == content(object))
                 })
         };
         writer.commit_if(&mut |made| {

@@ -1,10 +1,13 @@
 //! Looking at everything: every chunk against its hash, every count against what is there.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::PAGE;
+use crate::disk::DiskInfo;
 use crate::error::{Error, Fault, Result};
 use crate::hash::{Digest, DigestMap};
+use crate::image::{Attached, ImageInfo, LIST_GROUP as RUN};
 use crate::index::View;
 use crate::segment::{FIRST, Kind, Window};
 use crate::snapshot::{Fetch, Info, births};
@@ -14,7 +17,7 @@ use crate::tree::{Child, Failed, Node};
 /// How far a verification is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes looked at, as stored.
+    /// Bytes looked at, as stored, and of images.
     pub done: u64,
     /// All bytes.
     pub total: u64,
@@ -27,12 +30,17 @@ pub struct Verified {
     pub snapshots: u64,
     /// Chunks that were read.
     pub chunks: u64,
+    /// Images that were read, from the first page to the last.
+    pub images: u64,
+    /// Images that were not, because nobody has attached them.
+    pub detached: Vec<Digest>,
     /// What is wrong: nothing, it is to be hoped.
     pub problems: Vec<Error>,
 }
 
 impl Store {
-    /// Reads everything that is referenced and checks its hashes, and counts all references anew.
+    /// Reads everything that is referenced and checks its hashes, and counts all references anew. Images that are attached
+    /// are read too.
     pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<Verified> {
         let view = self.0.index.view()?;
         let mut verified = Verified::default();
@@ -44,6 +52,14 @@ impl Store {
             bad: HashSet::new(),
             window: Window::wide(),
         };
+        let mut images = Vec::new();
+        for (id, bytes) in view.images()? {
+            match ImageInfo::unseal(&id, &bytes) {
+                Ok(info) => images.push(info),
+                Err(error) => verified.problems.push(error),
+            }
+        }
+        walk.total += images.iter().map(|info| info.len).sum::<u64>();
         let mut all: Vec<Info> = Vec::new();
         for (id, bytes) in view.snapshots()? {
             match Info::unseal(id, &bytes) {
@@ -60,9 +76,24 @@ impl Store {
         if verified.problems.is_empty() {
             walk.counts(&view, &mut verified)?;
         }
+        for info in &images {
+            walk.image(info, &mut verified, progress)?;
+        }
+        let disks = DiskInfo::all(&view)?;
+        let disks = disks.iter().filter_map(|disk| disk.image);
+        let objects = all.iter().flat_map(|info| &info.objects);
+        for id in disks.chain(objects.filter_map(|object| object.image)) {
+            if !images.iter().any(|info| info.id == id) {
+                let image = id.to_string();
+                verified.problems.push(Error::NoImage { image });
+            }
+        }
         Ok(verified)
     }
 }
+
+/// Problems of one image that are told.
+const WRONG: usize = 16;
 
 struct Walk<'a> {
     inner: &'a Inner,
@@ -143,6 +174,68 @@ impl Walk<'_> {
                 total: self.total,
             });
         }
+        Ok(())
+    }
+
+    /// Reads an image, or at least the list of its digests.
+    fn image(
+        &mut self,
+        info: &ImageInfo,
+        verified: &mut Verified,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let mut wrong = 0;
+        let mut note = |verified: &mut Verified, error| {
+            verified.problems.push(error);
+            wrong += 1;
+            // A file that is another one is wrong everywhere.
+            wrong < WRONG
+        };
+        // As it is on the disk, and not as it was read once.
+        let list = match self.inner.open_list(info) {
+            Ok(list) => Arc::new(list),
+            Err(error) => {
+                // Or it was forgotten since this began, or adopted anew.
+                let now = self.inner.index.view()?.image(&info.id)?;
+                let now = now.and_then(|record| ImageInfo::unseal(&info.id, &record).ok());
+                if now.as_ref() == Some(info) {
+                    note(verified, error);
+                }
+                return Ok(());
+            }
+        };
+        let image = match self.inner.image(&info.id) {
+            Ok(attached) => {
+                verified.images += 1;
+                let (list, image) = (Arc::clone(&list), Arc::clone(&attached.image));
+                Some(Attached { list, image })
+            }
+            Err(_) => {
+                verified.detached.push(info.id);
+                None
+            }
+        };
+        let start = self.done;
+        let mut buffer = vec![[0; PAGE]; RUN];
+        for first in (0..list.pages()).step_by(RUN) {
+            let count = usize::try_from(list.pages() - first)
+                .unwrap_or(RUN)
+                .min(RUN);
+            let (whole, pages) = (first + RUN as u64, &mut buffer[..count]);
+            let read = match &image {
+                Some(image) => image.pages(first, pages),
+                None => list.digest(first).map(drop),
+            };
+            if let Err(error) = read
+                && !note(verified, error)
+            {
+                break;
+            }
+            self.done = start + (whole * PAGE as u64).min(info.len);
+            let (done, total) = (self.done.min(self.total), self.total);
+            progress(Progress { done, total });
+        }
+        self.done = start + info.len;
         Ok(())
     }
 

@@ -386,7 +386,7 @@ fn a_newer_store_and_one_of_another_machine_are_refused() {
     let error = open(&medium).unwrap_err().to_string();
     assert_eq!(
         error,
-        "The store has format 3 and this program reads up to 1: use a newer program"
+        "The store has format 3 and this program reads up to 2: use a newer program"
     );
 }
 

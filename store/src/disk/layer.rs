@@ -8,12 +8,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::PAGE;
 use crate::error::{Error, Result};
 use crate::hash::Digest;
 use crate::medium::{Medium, MediumFile, read_exact};
-use crate::{FORMAT, PAGE};
 
 const MAGIC: &[u8; 8] = b"DRMALAY\x1a";
+/// Version of this file's format.
+const FORMAT: u32 = 1;
 /// Magic, format, id, blocks, store, hash of these.
 const HEADER: usize = 44 + 32;
 const MAP: u64 = PAGE as u64;

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, RwLock};
 
-use super::{Disk, DiskInfo, Frozen, Layer, Shared, Stack, layer};
+use super::{Base, Disk, DiskInfo, Frozen, Ground, Layer, Shared, Stack, layer};
 use crate::error::{Error, Result};
+use crate::hash::Digest;
 use crate::index::{Change, Counter};
 use crate::record;
-use crate::snapshot::Object;
 use crate::store::{Inner, Store};
 use crate::{PAGE, snapshot};
 
@@ -42,10 +42,28 @@ impl Inner {
     }
 }
 
-/// Opens the object that a disk is to stand on, and so keeps it.
-fn base_object(store: &Store, base: Option<&(u64, String)>) -> Result<Option<Object>> {
-    base.map(|(id, object)| store.snapshot(*id)?.object(object))
-        .transpose()
+/// Opens what a disk is to stand on. A snapshot is kept by this; an image must be attached, and not be cut off.
+fn ground(store: &Store, info: &DiskInfo) -> Result<Ground> {
+    let inner = &store.0;
+    let image = |id: &Digest| -> Result<u64> {
+        let len = inner.image(id)?.list.len();
+        if info.len < len {
+            return Err(Error::Unusable {
+                what: format!("Disk {:?} of {} bytes", info.name, info.len),
+                why: "the image that it is to stand on is larger",
+            });
+        }
+        Ok(len)
+    };
+    match (&info.base, &info.image) {
+        (Some((id, object)), _) => {
+            let object = store.snapshot(*id)?.object(object)?;
+            object.info().image.as_ref().map(image).transpose()?;
+            Ok(Ground::Object(object))
+        }
+        (None, Some(id)) => Ok(Ground::Image(Arc::clone(inner), *id, image(id)?)),
+        (None, None) => Ok(Ground::Zeros),
+    }
 }
 
 impl Store {
@@ -54,9 +72,13 @@ impl Store {
         DiskInfo::all(&self.0.index.view()?)
     }
 
-    /// Makes a disk of `len` bytes that shows an object of a snapshot, or zeros. One of this name goes back to that: all
-    /// that was written to it since is gone.
-    pub fn create_disk(&self, name: &str, len: u64, base: Option<(u64, &str)>) -> Result<Disk> {
+    /// Makes a disk of `len` bytes that shows an object of a snapshot, an image that is attached, or zeros. One of this
+    /// name goes back to that: all that was written to it since is gone.
+    pub fn create_disk(&self, name: &str, len: u64, base: impl Into<Base>) -> Result<Disk> {
+        self.create_disk_on(name, len, base.into())
+    }
+
+    fn create_disk_on(&self, name: &str, len: u64, base: Base) -> Result<Disk> {
         let inner = &self.0;
         inner.writable("a disk")?;
         inner.index.usable()?;
@@ -70,17 +92,24 @@ impl Store {
             });
         }
         self.take(name)?;
-        let base = base.map(|(id, object)| (id, object.to_owned()));
+        let (base, image) = match base {
+            Base::Zeros => (None, None),
+            Base::Object(id, object) => (Some((id, object)), None),
+            Base::Image(id) => (None, Some(id)),
+        };
+        let mut info = DiskInfo {
+            name: name.to_owned(),
+            len,
+            base,
+            image,
+            layers: Vec::new(),
+        };
         let made = (|| {
-            let object = base_object(self, base.as_ref())?;
+            let ground = ground(self, &info)?;
             let layer = inner.new_layer(len)?;
-            let info = DiskInfo {
-                name: name.to_owned(),
-                len,
-                base,
-                layers: vec![layer.id],
-            };
+            info.layers.push(layer.id);
             let old = inner.index.change("make a disk", |change| {
+                Inner::image_known(change, info.image.as_ref())?;
                 let old = change.disk(name)?;
                 inner.set_disk(change, &info)?;
                 Ok(old)
@@ -88,7 +117,7 @@ impl Store {
             if let Some(old) = old.and_then(|old| DiskInfo::unseal(name, &old).ok()) {
                 inner.remove_layers(&old.layers);
             }
-            Ok(self.disk(&info, object, vec![Arc::new(layer)]))
+            Ok(self.disk(&info, ground, vec![Arc::new(layer)]))
         })();
         made.inspect_err(|_| {
             inner.use_().disks.remove(name);
@@ -106,7 +135,7 @@ impl Store {
                 name: name.to_owned(),
             })?;
             let info = DiskInfo::unseal(name, &bytes)?;
-            let object = base_object(self, info.base.as_ref())?;
+            let ground = ground(self, &info)?;
             let (medium, id) = (&*inner.medium, inner.superblock.id);
             let layers = info.layers.iter();
             let layers = layers.map(|layer| Layer::open(medium, *layer, id, info.blocks()));
@@ -119,7 +148,7 @@ impl Store {
                     why: "it has no layer".to_owned(),
                 });
             }
-            Ok(self.disk(&info, object, layers))
+            Ok(self.disk(&info, ground, layers))
         })();
         opened.inspect_err(|_| {
             inner.use_().disks.remove(name);
@@ -154,7 +183,7 @@ impl Store {
         })
     }
 
-    fn disk(&self, info: &DiskInfo, base: Option<Object>, mut layers: Vec<Arc<Layer>>) -> Disk {
+    fn disk(&self, info: &DiskInfo, base: Ground, mut layers: Vec<Arc<Layer>>) -> Disk {
         let active = layers.remove(layers.len() - 1);
         let stack = RwLock::new(Stack {
             base,
@@ -212,6 +241,7 @@ impl Frozen {
         info.layers
             .retain(|layer| self.layers.iter().all(|frozen| frozen.id != *layer));
         info.base = Some((id, object.to_owned()));
+        info.image = None;
         self.shared.inner.set_disk(change, &info)
     }
 
@@ -227,7 +257,7 @@ impl Frozen {
         if !stack.frozen.iter().any(|layer| Some(layer.id) == last) {
             return;
         }
-        let old = stack.base.replace(base);
+        let old = std::mem::replace(&mut stack.base, Ground::Object(base));
         let ours = |layer: &Arc<Layer>| self.layers.iter().any(|frozen| frozen.id == layer.id);
         stack.frozen.retain(|layer| !ours(layer));
         drop(stack);

@@ -1,5 +1,6 @@
 //! Disks as layers: what a snapshot has, and what was written since.
 
+mod base;
 mod layer;
 mod manage;
 
@@ -7,12 +8,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::base::Base;
+use self::base::Ground;
 pub(crate) use self::layer::{Layer, Place, name as layer_name, number as layer_number};
 use crate::PAGE;
 use crate::error::{Error, Result};
+use crate::hash::Digest;
 use crate::index::View;
 use crate::record;
-use crate::snapshot::Object;
 use crate::store::Inner;
 use crate::tree::Root;
 
@@ -41,8 +44,11 @@ pub struct DiskInfo {
     pub name: String,
     /// Bytes.
     pub len: u64,
-    /// Snapshot and object that it stands on; nothing is zeros.
+    /// Snapshot and object that it stands on.
     pub base: Option<(u64, String)>,
+    /// Or the image. Neither is zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
     /// The oldest first.
     layers: Vec<u64>,
 }
@@ -81,7 +87,7 @@ struct Shared {
 
 /// What a disk is made of.
 struct Stack {
-    base: Option<Object>,
+    base: Ground,
     /// Frozen ones, the oldest first.
     frozen: Vec<Arc<Layer>>,
     active: Arc<Layer>,
@@ -93,7 +99,7 @@ struct Stack {
 pub struct Frozen {
     shared: Arc<Shared>,
     layers: Vec<Arc<Layer>>,
-    root: Option<Root>,
+    root: (Option<Root>, Option<Digest>),
 }
 
 impl Stack {
@@ -109,13 +115,13 @@ impl Stack {
                 Place::Below => {}
             }
         }
-        let Some(base) = &self.base else {
-            bytes.fill(0);
-            return Ok(());
-        };
-        // A base may be smaller than the disk.
-        let offset = block * PAGE as u64 + skip as u64;
-        let there = base.info().len.saturating_sub(offset);
+        self.ground(block * PAGE as u64 + skip as u64, bytes)
+    }
+
+    /// Reads what is below all layers.
+    fn ground(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        // It may be smaller than the disk.
+        let there = self.base.len().saturating_sub(offset);
         let there = usize::try_from(there)
             .unwrap_or(usize::MAX)
             .min(bytes.len());
@@ -124,7 +130,7 @@ impl Stack {
         if there.is_empty() {
             return Ok(());
         }
-        base.read(offset, there)
+        self.base.read(offset, there)
     }
 
     fn read(&self, block: u64, skip: usize, bytes: &mut [u8]) -> Result<()> {
@@ -174,7 +180,7 @@ impl Disk {
         Ok(Frozen {
             shared: Arc::clone(shared),
             layers: stack.frozen.clone(),
-            root: stack.base.as_ref().and_then(|base| base.info().tree()),
+            root: stack.base.root(),
         })
     }
 
@@ -280,7 +286,8 @@ impl Frozen {
         self.shared.len
     }
 
-    pub(crate) fn root(&self) -> Option<Root> {
+    /// The tree that it stands on, and the image below that.
+    pub(crate) fn root(&self) -> (Option<Root>, Option<Digest>) {
         self.root
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{
     Builder, Database, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, WriteTransaction,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 pub use self::refs::Counts;
@@ -30,6 +30,8 @@ const SEGMENTS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("seg
 const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshots");
 /// Name to sealed record.
 const DISKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("disks");
+/// Id to sealed record. Stores of format 1 may be without.
+const IMAGES: TableDefinition<'_, Digest, &[u8]> = TableDefinition::new("images");
 /// Counters that never go back.
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
@@ -39,6 +41,7 @@ pub enum Counter {
     Segment,
     Snapshot,
     Layer,
+    Image,
 }
 
 impl Counter {
@@ -47,6 +50,7 @@ impl Counter {
             Self::Segment => "segment",
             Self::Snapshot => "snapshot",
             Self::Layer => "layer",
+            Self::Image => "image",
         }
     }
 }
@@ -144,6 +148,11 @@ impl Index {
             segments: txn.open_table(SEGMENTS).map_err(Error::index(DOING))?,
             snapshots: txn.open_table(SNAPSHOTS).map_err(Error::index(DOING))?,
             disks: txn.open_table(DISKS).map_err(Error::index(DOING))?,
+            images: match txn.open_table(IMAGES) {
+                Ok(table) => Some(table),
+                Err(TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(Error::index(DOING)(error)),
+            },
             counters: txn.open_table(COUNTERS).map_err(Error::index(DOING))?,
         })
     }
@@ -183,6 +192,7 @@ pub struct View {
     segments: ReadOnlyTable<u32, (u64, u64)>,
     snapshots: ReadOnlyTable<u64, &'static [u8]>,
     disks: ReadOnlyTable<&'static str, &'static [u8]>,
+    images: Option<ReadOnlyTable<Digest, &'static [u8]>>,
     counters: ReadOnlyTable<&'static str, u64>,
 }
 
@@ -242,6 +252,26 @@ impl View {
         .collect()
     }
 
+    pub fn image(&self, id: &Digest) -> Result<Option<Vec<u8>>> {
+        let Some(images) = &self.images else {
+            return Ok(None);
+        };
+        let found = images.get(id).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    pub fn images(&self) -> Result<Vec<(Digest, Vec<u8>)>> {
+        let Some(images) = &self.images else {
+            return Ok(Vec::new());
+        };
+        let all = images.iter().map_err(Error::index(LOOK))?;
+        all.map(|item| {
+            let (key, value) = item.map_err(Error::index(LOOK))?;
+            Ok((key.value(), value.value().to_vec()))
+        })
+        .collect()
+    }
+
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         let found = (self.counters.get(counter.name())).map_err(Error::index(LOOK))?;
         Ok(found.map_or(1, |value| value.value()))
@@ -254,18 +284,20 @@ pub struct Change<'t> {
     segments: Table<'t, u32, (u64, u64)>,
     snapshots: Table<'t, u64, &'static [u8]>,
     disks: Table<'t, &'static str, &'static [u8]>,
+    images: Table<'t, Digest, &'static [u8]>,
     counters: Table<'t, &'static str, u64>,
 }
 
 const CHANGE: &str = "change something";
 
 impl<'t> Change<'t> {
-    fn open(txn: &'t WriteTransaction) -> Result<Self, redb::TableError> {
+    fn open(txn: &'t WriteTransaction) -> Result<Self, TableError> {
         Ok(Self {
             chunks: txn.open_table(CHUNKS)?,
             segments: txn.open_table(SEGMENTS)?,
             snapshots: txn.open_table(SNAPSHOTS)?,
             disks: txn.open_table(DISKS)?,
+            images: txn.open_table(IMAGES)?,
             counters: txn.open_table(COUNTERS)?,
         })
     }
@@ -299,6 +331,19 @@ impl<'t> Change<'t> {
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         let found = (self.counters.get(counter.name())).map_err(Error::index(LOOK))?;
         Ok(found.map_or(1, |value| value.value()))
+    }
+
+    pub fn set_image(&mut self, id: &Digest, record: Option<&[u8]>) -> Result<()> {
+        match record {
+            Some(record) => self.images.insert(id, record).map(drop),
+            None => self.images.remove(id).map(drop),
+        }
+        .map_err(Error::index(CHANGE))
+    }
+
+    pub fn image(&self, id: &Digest) -> Result<Option<Vec<u8>>> {
+        let found = self.images.get(id).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value().to_vec()))
     }
 
     /// Moves a counter on, never back.

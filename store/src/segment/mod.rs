@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use self::append::Appender;
 pub use self::window::Window;
+use crate::PAGE;
 use crate::codec::{self, Codec};
 use crate::error::{Error, Fault, Result};
 use crate::hash::Digest;
 use crate::medium::{Medium, MediumFile};
-use crate::{FORMAT, PAGE};
 
 /// Bytes before a payload.
 pub const RECORD: usize = 40;
@@ -28,6 +28,8 @@ pub const FULL: u32 = 64 << 20;
 /// Files held open.
 const OPEN: usize = 256;
 const MAGIC: &[u8; 8] = b"DRMASEG\x1a";
+/// Version of this file's format.
+const FORMAT: u32 = 1;
 const HEADER: usize = 64;
 
 /// Where a record is.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Fetch;
+use super::write::Draft;
 use crate::PAGE;
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Fault, Result};
@@ -75,7 +76,7 @@ impl Chunks {
     pub fn pages(
         &mut self,
         encoder: &mut Encoder,
-        edits: &mut Vec<Edit>,
+        draft: &mut Draft,
         group: &[(u64, &[u8; PAGE])],
     ) -> Result<()> {
         let mut pages = [&[0; PAGE]; hash::LANES];
@@ -83,6 +84,10 @@ impl Chunks {
             *slot = page;
         }
         for (digest, &(page, bytes)) in hash::pages(&pages[..group.len()]).into_iter().zip(group) {
+            if draft.below(page)? == Some(digest) {
+                draft.edits.push(Edit { page, child: None });
+                continue;
+            }
             let location = match self.known(&digest)? {
                 Some(location) => location,
                 None => {
@@ -95,7 +100,7 @@ impl Chunks {
                 }
             };
             let child = Some(Child { digest, location });
-            edits.push(Edit { page, child });
+            draft.edits.push(Edit { page, child });
         }
         Ok(())
     }

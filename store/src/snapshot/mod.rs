@@ -3,6 +3,7 @@
 pub(crate) use self::delete::Deleting;
 mod chunks;
 mod delete;
+mod diff;
 mod read;
 mod write;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::diff::Changed;
 pub(crate) use self::read::open;
 pub use self::read::{Object, Snapshot};
 pub use self::write::{ObjectId, Writer};
@@ -64,20 +66,26 @@ pub struct ObjectInfo {
     pub name: String,
     /// Bytes.
     pub len: u64,
-    /// Digest of the tree's root, which speaks for the content together with the length. `None` if all is zero.
+    /// Digest of the tree's root, which speaks for the content together with the length. `None` if all is zero, or
+    /// as in the image.
     pub root: Option<Digest>,
+    /// The image that it stands on: a page that is not in the tree is the image's, or zero behind that one's end. The
+    /// object is not shorter than the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
     /// Where the root was last seen.
     segment: u32,
     offset: u32,
 }
 
 impl ObjectInfo {
-    pub(crate) fn new(name: String, len: u64, root: Option<Root>) -> Self {
+    pub(crate) fn new(name: String, len: u64, root: Option<Root>, image: Option<Digest>) -> Self {
         let location = root.map(|root| root.child.location);
         Self {
             name,
             len,
             root: root.map(|root| root.child.digest),
+            image,
             segment: location.map_or(0, |location| location.segment),
             offset: location.map_or(0, |location| location.offset),
         }
@@ -116,17 +124,6 @@ impl Info {
     }
 }
 
-/// A range in which two snapshots differ.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changed {
-    /// Name of the object.
-    pub object: String,
-    /// Bytes from its start.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-}
-
 impl Store {
     /// All snapshots, in order of their ids.
     pub fn list(&self) -> Result<Vec<Info>> {
@@ -150,42 +147,6 @@ impl Store {
             edit(&mut info.labels, &mut info.good);
             change.set_snapshot(id, Some(&record::seal(&info)))
         })
-    }
-
-    /// Where two snapshots differ, object by object. One that only one of them has differs where it is not zero.
-    pub fn diff(&self, old: u64, new: u64) -> Result<Vec<Changed>> {
-        let view = self.0.index.view()?;
-        let (old, new) = (info(&view, old)?, info(&view, new)?);
-        let mut names: Vec<&str> = (old.objects.iter().chain(&new.objects))
-            .map(|object| object.name.as_str())
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut changed: Vec<Changed> = Vec::new();
-        for name in names {
-            let mut fetch = Fetch::new(&self.0);
-            let side = |info: &Info| info.object(name).and_then(ObjectInfo::tree);
-            let visit = &mut |step: tree::Step<'_>| -> Result<bool, Failed> {
-                let offset = step.page * PAGE as u64;
-                if step.level.is_some() {
-                    return Ok(true);
-                }
-                match changed.last_mut() {
-                    Some(last) if last.object == name && last.offset + last.len == offset => {
-                        last.len += PAGE as u64;
-                    }
-                    _ => changed.push(Changed {
-                        object: name.to_owned(),
-                        offset,
-                        len: PAGE as u64,
-                    }),
-                }
-                Ok(true)
-            };
-            tree::compare(&mut fetch, side(&old), side(&new), visit)
-                .map_err(|failed| corrupt(new.id, name, failed))?;
-        }
-        Ok(changed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading a snapshot: any part, in any order, each page verified.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Info, ObjectInfo, corrupt, info};
 use crate::PAGE;
@@ -95,17 +95,54 @@ impl Object {
 
     /// Reads a page; whether it has anything but zeros. For a page fault: nothing is read ahead.
     pub fn page(&self, page: u64, bytes: &mut [u8; PAGE]) -> Result<bool> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = self.lock();
         let read = self.child(&mut reader, page).and_then(|child| {
-            let Some(child) = child else {
-                bytes.fill(0);
-                return Ok(false);
-            };
-            let window = &mut reader.windows[0];
-            self.snapshot.inner.page(&child, window, bytes)?;
-            Ok(true)
+            if let Some(child) = &child {
+                let window = &mut reader.windows[0];
+                self.snapshot.inner.page(child, window, bytes)?;
+            }
+            Ok(child)
         });
-        read.map_err(|fault| self.corrupt(page, fault))
+        match read.map_err(|fault| self.corrupt(page, fault))? {
+            Some(child) => Ok(child.digest != hash::zero_page()),
+            None => {
+                drop(reader);
+                self.below(page, std::slice::from_mut(bytes))?;
+                Ok(self.image_digest(page)?.is_some())
+            }
+        }
+    }
+
+    /// Reads pages that are not in the tree.
+    fn below(&self, first: u64, pages: &mut [[u8; PAGE]]) -> Result<()> {
+        match &self.info.image {
+            Some(image) => self.snapshot.inner.image(image)?.pages(first, pages),
+            None => {
+                pages.as_flattened_mut().fill(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a page is that is not in the tree: `None` if it is zero.
+    fn image_digest(&self, page: u64) -> Result<Option<Digest>> {
+        match &self.info.image {
+            Some(image) => self.snapshot.inner.image_list(image)?.digest(page),
+            None => Ok(None),
+        }
+    }
+
+    /// What a page is: `None` if it is zero.
+    pub(crate) fn digest(&self, page: u64) -> Result<Option<Digest>> {
+        let child = self.child(&mut self.lock(), page);
+        match child.map_err(|fault| self.corrupt(page, fault))? {
+            Some(child) => Ok(Some(child.digest).filter(|digest| *digest != hash::zero_page())),
+            None => self.image_digest(page),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads `bytes` at `offset`, in pages that are read ahead.
@@ -149,14 +186,15 @@ impl Object {
 
     /// Reads pages into their places and hashes them together there.
     fn group(&self, first: u64, pages: &mut [[u8; PAGE]]) -> Result<()> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = self.lock();
+        let mut absent: Vec<usize> = Vec::new();
         let mut wanted: Vec<(usize, Child)> = Vec::with_capacity(GROUP);
         let mut again: Vec<(usize, Child)> = Vec::new();
         for (at, bytes) in pages.iter_mut().enumerate() {
             let page = first + at as u64;
             let child = self.child(&mut reader, page);
             let Some(child) = child.map_err(|fault| self.corrupt(page, fault))? else {
-                bytes.fill(0);
+                absent.push(at);
                 continue;
             };
             let window = &mut reader.windows[1];
@@ -177,13 +215,37 @@ impl Object {
             let read = self.snapshot.inner.page(&child, window, &mut pages[at]);
             read.map_err(|fault| self.corrupt(first + at as u64, fault))?;
         }
+        drop(reader);
+        for run in absent.chunk_by(|a, b| a + 1 == *b) {
+            let pages = &mut pages[run[0]..run[0] + run.len()];
+            self.below(first + run[0] as u64, pages)?;
+        }
         Ok(())
     }
 
     /// Pages that have anything but zeros, in order, from `from` on and at most `limit` of them: what a restore
     /// fetches.
     pub fn occupied(&self, from: u64, limit: usize) -> Result<Vec<u64>> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(image) = &self.info.image else {
+            return self.stored(from, limit);
+        };
+        let end = self.snapshot.inner.image_list(image)?.pages();
+        let mut found = Vec::new();
+        let mut page = from;
+        while page < end && found.len() < limit {
+            if self.digest(page)?.is_some() {
+                found.push(page);
+            }
+            page += 1;
+        }
+        // No page of zeros is stored behind the image's end.
+        found.extend(self.stored(page, limit - found.len())?);
+        Ok(found)
+    }
+
+    /// Pages that are in the store, in order.
+    pub(crate) fn stored(&self, from: u64, limit: usize) -> Result<Vec<u64>> {
+        let mut reader = self.lock();
         let mut found = Vec::new();
         let mut page = from;
         while page < tree::pages(self.info.len) && found.len() < limit {

@@ -8,7 +8,8 @@ use crate::PAGE;
 use crate::codec::{Compression, Encoder};
 use crate::disk::Frozen;
 use crate::error::{Error, Result};
-use crate::hash;
+use crate::hash::{self, Digest};
+use crate::image::List;
 use crate::index::{Counter, Counts, View};
 use crate::record;
 use crate::store::{Inner, Store};
@@ -23,11 +24,24 @@ const OBJECTS: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectId(usize);
 
-struct Draft {
+pub(super) struct Draft {
     name: String,
     len: u64,
     old: Option<Root>,
-    edits: Vec<Edit>,
+    /// What it is where it has no pages.
+    image: Option<Arc<List>>,
+    pub(super) edits: Vec<Edit>,
+}
+
+impl Draft {
+    /// What a page is without being in the tree: `None` if it is zero. A page that is this is not stored, so that equal
+    /// objects have equal trees.
+    pub(super) fn below(&self, page: u64) -> Result<Option<Digest>> {
+        match &self.image {
+            Some(image) => image.digest(page),
+            None => Ok(None),
+        }
+    }
 }
 
 /// A snapshot that is being written. Nothing of it is visible before [`Writer::commit`], and nothing remains if it is
@@ -87,13 +101,25 @@ impl Writer {
     /// the parent's end is zero.
     pub fn object(&mut self, name: &str, len: u64) -> Result<ObjectId> {
         let parent = self.parent.as_ref();
-        let old = parent.and_then(|parent| parent.object(name)?.tree());
-        self.declare(name, len, old)
+        let old = parent.and_then(|parent| parent.object(name));
+        let tree = old.and_then(ObjectInfo::tree);
+        let image = old.and_then(|old| old.image);
+        self.declare(name, len, tree, image)
     }
 
     /// An object of `len` bytes of zeros, whatever the parent has.
     pub fn fresh(&mut self, name: &str, len: u64) -> Result<ObjectId> {
-        self.declare(name, len, None)
+        self.declare(name, len, None, None)
+    }
+
+    /// An object of `len` bytes that is as an image until pages are written, whatever the parent has.
+    pub(crate) fn fresh_on(
+        &mut self,
+        name: &str,
+        len: u64,
+        image: Option<Digest>,
+    ) -> Result<ObjectId> {
+        self.declare(name, len, None, image)
     }
 
     /// An object that holds these bytes.
@@ -111,7 +137,8 @@ impl Writer {
 
     /// A disk as it was when it was frozen. With the commit the disk stands on this snapshot, and the frozen layers go.
     pub fn disk(&mut self, name: &str, frozen: &Arc<Frozen>) -> Result<()> {
-        let object = self.declare(name, frozen.len(), frozen.root())?;
+        let (root, image) = frozen.root();
+        let object = self.declare(name, frozen.len(), root, image)?;
         let mut page = [0; PAGE];
         for block in frozen.changed() {
             frozen.block(block, &mut page)?;
@@ -121,7 +148,13 @@ impl Writer {
         Ok(())
     }
 
-    fn declare(&mut self, name: &str, len: u64, old: Option<Root>) -> Result<ObjectId> {
+    fn declare(
+        &mut self,
+        name: &str,
+        len: u64,
+        old: Option<Root>,
+        image: Option<Digest>,
+    ) -> Result<ObjectId> {
         let unusable = |why| Error::Unusable {
             what: format!(
                 "Object {:?} of {len} bytes",
@@ -141,10 +174,18 @@ impl Writer {
         if self.objects.iter().any(|object| object.name == name) {
             return Err(unusable("the snapshot has one of this name already"));
         }
+        let image = image
+            .map(|image| self.inner.image_list(&image))
+            .transpose()?;
+        if image.as_ref().is_some_and(|image| len < image.len()) {
+            // What a longer one shows behind its end would not be zeros.
+            return Err(unusable("the image that it stands on is larger"));
+        }
         self.objects.push(Draft {
             name: name.to_owned(),
             len,
             old,
+            image,
             edits: Vec::new(),
         });
         Ok(ObjectId(self.objects.len() - 1))
@@ -171,19 +212,17 @@ impl Writer {
         let first = offset / PAGE as u64;
         let mut group: Vec<(u64, &[u8; PAGE])> = Vec::with_capacity(hash::LANES);
         for (page, bytes) in (first..).zip(pages) {
-            if hash::is_zero(bytes) {
+            if hash::is_zero(bytes) && draft.below(page)?.is_none() {
                 draft.edits.push(Edit { page, child: None });
                 continue;
             }
             group.push((page, bytes));
             if group.len() == hash::LANES {
-                self.chunks
-                    .pages(&mut self.encoder, &mut draft.edits, &group)?;
+                self.chunks.pages(&mut self.encoder, draft, &group)?;
                 group.clear();
             }
         }
-        self.chunks
-            .pages(&mut self.encoder, &mut draft.edits, &group)
+        self.chunks.pages(&mut self.encoder, draft, &group)
     }
 
     /// Makes the snapshot visible, whole and durable. It is known as this from then on.
@@ -202,7 +241,8 @@ impl Writer {
         for mut draft in std::mem::take(&mut self.objects) {
             draft.edits.sort_by_key(|edit| edit.page);
             let root = tree::update(&mut self.chunks, draft.old, &draft.edits, draft.len)?;
-            objects.push(ObjectInfo::new(draft.name, draft.len, root));
+            let image = draft.image.map(|image| image.id());
+            objects.push(ObjectInfo::new(draft.name, draft.len, root, image));
         }
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         let spec = std::mem::take(&mut self.spec);
@@ -234,6 +274,9 @@ impl Writer {
                 change.set_segment_len(segment, u64::from(len))?;
             }
             change.count(counts, chunks.new_ones())?;
+            for object in &info.objects {
+                Inner::image_known(change, object.image.as_ref())?;
+            }
             change.set_snapshot(id, Some(&record::seal(&info)))?;
             for (frozen, object) in disks {
                 frozen.commit(change, id, object)?;

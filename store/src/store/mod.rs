@@ -6,13 +6,16 @@ mod superblock;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::superblock::Superblock;
+use crate::FORMAT;
 use crate::codec::Compression;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::hash::DigestMap;
+use crate::image::{self, Images};
 use crate::index::{Counter, Index};
 use crate::medium::Medium;
 use crate::segment::{self, Appender, Segments};
@@ -58,6 +61,9 @@ pub(crate) struct Inner {
     pub index: Index,
     pub options: Options,
     use_: Mutex<Use>,
+    pub images: Images,
+    /// Format of the store, which rises when something is stored that an older program would not understand.
+    format: AtomicU32,
     /// Nodes that were read last, for all readers: what is near the roots is asked for again and again.
     nodes: Mutex<DigestMap<Arc<Node>>>,
 }
@@ -84,6 +90,8 @@ pub(crate) struct Use {
     pub disks: HashSet<String>,
     /// Id of the next layer.
     pub next_layer: u64,
+    /// Number of the next list of an image's digests.
+    pub next_image: u64,
 }
 
 /// What there is.
@@ -95,6 +103,8 @@ pub struct Status {
     pub machine: String,
     /// Snapshots.
     pub snapshots: u64,
+    /// Images that were adopted.
+    pub images: u64,
     /// Segment files.
     pub segments: u64,
     /// Bytes in segments.
@@ -182,8 +192,10 @@ impl Store {
         let segments = Segments::new(Arc::clone(&medium), superblock.id);
         let inner = Inner {
             medium,
+            format: AtomicU32::new(superblock.format),
             superblock,
             segments,
+            images: Images::default(),
             index,
             options,
             use_: Mutex::default(),
@@ -203,9 +215,10 @@ impl Store {
             .map_err(Error::io("list the store's files"))?;
         let index = inner.medium.open(INDEX).and_then(|file| file.size());
         let mut status = Status {
-            format: inner.superblock.format,
+            format: inner.format.load(Ordering::SeqCst),
             machine: inner.superblock.machine.clone(),
             snapshots: view.snapshots()?.len() as u64,
+            images: view.images()?.len() as u64,
             index: index.map_err(Error::io("read the index's size"))?,
             ..Status::default()
         };
@@ -221,7 +234,7 @@ impl Store {
 
 #[cfg(any(test, feature = "test-utils"))]
 impl Store {
-    /// Segment files that there are, and that no longer than what is committed.
+    /// Segment files that there are, and that no longer than what is committed; and no list of an image too many.
     pub fn files(&self) -> Result<u64> {
         let inner = &self.0;
         let names = inner
@@ -237,6 +250,9 @@ impl Store {
             count += u64::from(committed.is_some_and(|(_, len, _)| *len == size));
             count += u64::from(committed.is_none()) * (1 << 32);
         }
+        let lists = names.iter().filter(|name| image::number(name).is_some());
+        let images = inner.index.view()?.images()?.len();
+        count += (lists.count().abs_diff(images) as u64) << 32;
         Ok(count)
     }
 }
@@ -247,6 +263,7 @@ fn ours(name: &str) -> bool {
         || name == superblock::NAME
         || segment::number(name).is_some()
         || disk::layer_number(name).is_some()
+        || image::number(name).is_some()
 }
 
 impl Inner {
@@ -257,6 +274,15 @@ impl Inner {
     pub fn writable(&self, doing: &'static str) -> Result<()> {
         if self.medium.read_only() {
             return Err(Error::ReadOnly { doing });
+        }
+        Ok(())
+    }
+
+    /// Makes the store one that older programs refuse: they would show disks without their images.
+    pub fn raise_format(&self) -> Result<()> {
+        if self.format.load(Ordering::SeqCst) < FORMAT {
+            self.superblock.raise(&*self.medium)?;
+            self.format.store(FORMAT, Ordering::SeqCst);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::Inner;
 use crate::disk::{self, DiskInfo};
 use crate::error::{Error, Result};
+use crate::image::{self, ImageInfo};
 use crate::index::Counter;
 use crate::segment;
 
@@ -54,7 +55,24 @@ impl Inner {
                 }
             }
         }
+        let lists: HashSet<String> = (ImageInfo::all(&view)?.iter())
+            .map(|info| image::name(info.file()))
+            .collect();
+        if let Some(name) = lists.iter().find(|name| !names.contains(name)) {
+            return Err(Error::Partial {
+                name: name.clone(),
+                found: 0,
+                needed: 1,
+            });
+        }
+        if !self.medium.read_only() {
+            let unknown = names.iter().filter(|name| image::number(name).is_some());
+            for name in unknown.filter(|name| !lists.contains(*name)) {
+                (self.medium.remove(name)).map_err(Error::io(format!("remove {name}")))?;
+            }
+        }
         let mut use_ = self.use_();
+        use_.next_image = view.counter(Counter::Image)?;
         use_.next_layer = view.counter(Counter::Layer)?;
         use_.next_segment = u32::try_from(next).map_err(|_| Error::Record {
             what: "the next segment".to_owned(),

@@ -12,6 +12,8 @@ const MAGIC: &[u8; 16] = b"DARUMA STORE\r\n\x1a\n";
 /// Bytes before the machine's name: magic, format, length of the name, id.
 const FIXED: usize = 16 + 4 + 4 + 16;
 const DIGEST: usize = 32;
+/// Format of a store without images, which every program reads.
+const FIRST: u32 = 1;
 /// Longest name of a machine, bytes. All fits one sector, so that it is written whole.
 const MACHINE: usize = 512 - FIXED - DIGEST;
 
@@ -107,7 +109,7 @@ impl Superblock {
             source: std::io::Error::other(error),
         })?;
         let superblock = Self {
-            format: FORMAT,
+            format: FIRST,
             id,
             machine: machine.to_owned(),
         };
@@ -136,6 +138,19 @@ impl Superblock {
         if medium.read_only() {
             return Ok(());
         }
+        self.write(medium)
+    }
+
+    /// Changes the format to this program's.
+    pub fn raise(&self, medium: &dyn Medium) -> Result<()> {
+        let raised = Self {
+            format: FORMAT,
+            ..self.clone()
+        };
+        raised.write(medium)
+    }
+
+    fn write(&self, medium: &dyn Medium) -> Result<()> {
         let doing = || Error::io(format!("write {NAME}"));
         let file = medium.open(NAME).map_err(doing())?;
         let mut bytes = self.encode();
@@ -186,7 +201,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("format 9 and this program reads up to 1")
+                .contains("format 9 and this program reads up to 2")
         );
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use store::medium::Medium;
 use store::medium::sim::{Image, Power, Simulated};
-use store::{Error, Store, Thoroughness};
+use store::{BlockDevice, Digest, Error, Store, Thoroughness};
 
-use crate::workload::{Dice, State, options, snapshot};
+use crate::workload::{Dice, Shown, State, attach, options, snapshot};
 
 /// Opens a store and checks everything. Returns how many states of cuts during that were checked too, if `deep`.
 pub fn check(image: Image, allowed: &[State], deep: bool, what: &dyn Fn() -> String) -> u64 {
@@ -23,18 +23,25 @@ pub fn check(image: Image, allowed: &[State], deep: bool, what: &dyn Fn() -> Str
         }
         Err(error) => panic!("{}: {error:?}", what()),
     };
-    let found = Some(store.list().unwrap());
+    let found = Shown::of(&store);
     assert!(
-        allowed.contains(&found),
+        allowed.contains(&Some(found.clone())),
         "{}: {found:?} is none of {allowed:?}",
         what()
     );
     whole(&store, what);
+    // Nobody has attached images yet: those on which nothing stands go.
     let collected = store.collect(Thoroughness::All, &mut |_, _| {});
     assert_eq!(collected.unwrap().damaged, 0, "{}", what());
-    assert_eq!(Some(store.list().unwrap()), found, "{}", what());
+    let after = Shown::of(&store);
+    assert_eq!(after.snapshots, found.snapshots, "{}", what());
+    let images = after.images.iter();
+    let used = images.filter(|image| used(&store, image));
+    assert_eq!(used.count(), after.images.len(), "{}", what());
     tight(&store, what);
+    attach(&store);
     whole(&store, what);
+    disks(&store, what);
     if !deep {
         return 0;
     }
@@ -43,10 +50,10 @@ pub fn check(image: Image, allowed: &[State], deep: bool, what: &dyn Fn() -> Str
     let count = store.list().unwrap().len();
     snapshot(&store, &mut Dice::new(5), parent, true).unwrap();
     assert_eq!(store.list().unwrap().len(), count + 1, "{}", what());
-    let after = Some(store.list().unwrap());
+    let last = Shown::of(&store);
     whole(&store, what);
     drop(store);
-    in_recovery(&medium, &[found, after], what)
+    in_recovery(&medium, &[Some(found), Some(after), Some(last)], what)
 }
 
 /// Power cuts while the store was opened and collected.
@@ -78,6 +85,26 @@ fn whole(store: &Store, what: &dyn Fn() -> String) {
     let verified = store.verify(&mut |_| {}).unwrap();
     let problems = verified.problems;
     assert!(problems.is_empty(), "{}: {problems:?}", what());
+}
+
+/// Whether anything stands on an image.
+fn used(store: &Store, image: &Digest) -> bool {
+    let disks = store.disks().unwrap();
+    let snapshots = store.list().unwrap();
+    let mut objects = snapshots.iter().flat_map(|info| &info.objects);
+    disks.iter().any(|disk| disk.image.as_ref() == Some(image))
+        || objects.any(|object| object.image.as_ref() == Some(image))
+}
+
+/// Every disk opens and can be read, to the end.
+fn disks(store: &Store, what: &dyn Fn() -> String) {
+    for info in store.disks().unwrap() {
+        let read = store.open_disk(&info.name).and_then(|disk| {
+            let mut bytes = vec![0; usize::try_from(info.len).unwrap()];
+            disk.read_at(0, &mut bytes)
+        });
+        read.unwrap_or_else(|error| panic!("{}: {info:?}: {error}", what()));
+    }
 }
 
 /// Not a byte more than what is referenced: a header of 4096 bytes per segment.

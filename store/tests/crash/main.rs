@@ -34,6 +34,8 @@ struct Tally {
     cuts: u64,
     in_recovery: u64,
     workloads: u64,
+    /// Workloads with snapshots that stand on images.
+    on_images: u64,
 }
 
 /// All states of one workload.
@@ -67,6 +69,7 @@ fn run(seed: u64, tally: &mut Tally) {
         }
     }
     tally.workloads += 1;
+    tally.on_images += u64::from(recorded.on_images());
 }
 
 #[test]
@@ -94,11 +97,13 @@ fn every_power_cut_leaves_whole_snapshots_and_nothing_else() {
     let sum = |part: fn(&Tally) -> u64| parts.iter().map(part).sum::<u64>();
     let (states, recovery) = (sum(|tally| tally.states), sum(|tally| tally.in_recovery));
     assert!(states + recovery >= wanted);
+    let on_images = sum(|tally| tally.on_images);
+    assert!(on_images > 0);
     // Not by `println`, which the test harness takes.
     writeln!(
         io::stdout(),
-        "counted: {} crash states of the store ({} power cuts in {} workloads, {} of the states in recovery; {} more \
-         were equal to others)",
+        "counted: {} crash states of the store ({} power cuts in {} workloads, {on_images} of \
+         them with snapshots on images, {} of the states in recovery; {} more were equal to others)",
         states + recovery,
         sum(|tally| tally.cuts),
         sum(|tally| tally.workloads),
