@@ -26,6 +26,10 @@ enum Event<'a> {
     BootTimer {
         us: u64,
     },
+    /// The guest is as it was in its snapshot; its memory may come later.
+    Restored {
+        us: u64,
+    },
     Panicked,
     CrashLoaded,
     Stats {
@@ -69,6 +73,7 @@ impl Event<'_> {
         match self {
             Self::Running { .. } => "running",
             Self::BootTimer { .. } => "boot-timer",
+            Self::Restored { .. } => "restored",
             Self::Panicked => "panicked",
             Self::CrashLoaded => "crash-loaded",
             Self::Stats { .. } => "stats",
@@ -152,6 +157,13 @@ impl Events {
         let us = self.start().elapsed_us();
         self.send(&Event::BootTimer { us });
         us
+    }
+
+    /// The guest is as it was in its snapshot, and about to go on, or paused.
+    pub fn restored(&self) {
+        self.send(&Event::Restored {
+            us: self.start().elapsed_us(),
+        });
     }
 
     /// The guest's kernel has panicked.

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::config::MemorySize;
-use crate::jail::opened;
+use crate::jail::opened::{self, Kind};
 use crate::layout::{GAP_END, GAP_START, KIB, MIB};
 
 pub use devices::memory::GuestMemory;
@@ -122,7 +123,11 @@ pub fn from_file(size: MemorySize, path: &Path, tracked: bool) -> Result<GuestMe
         path: path.into(),
         source,
     };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let file = match opened::take(Kind::Read, path) {
+        Some(file) => File::from(file),
+        None => open_regular(path).map_err(failed)?,
+    };
+    let metadata = file.metadata().map_err(failed)?;
     let found = if metadata.is_file() {
         metadata.len()
     } else {
@@ -136,7 +141,6 @@ pub fn from_file(size: MemorySize, path: &Path, tracked: bool) -> Result<GuestMe
             expected,
         });
     }
-    let file = File::open(path).map_err(failed)?;
     file.try_lock_shared()
         .map_err(|error| failed(error.into()))?;
     let file = Arc::new(file);
@@ -148,6 +152,24 @@ pub fn from_file(size: MemorySize, path: &Path, tracked: bool) -> Result<GuestMe
         start += bytes;
     }
     GuestMemory::from_regions(mapped).map_err(MemoryError::Regions)
+}
+
+/// Opens the file at `path` for a later [`from_file`].
+pub fn open_file_ahead(path: &Path) -> Result<(), MemoryError> {
+    let file = open_regular(path).map_err(|source| MemoryError::Open {
+        path: path.into(),
+        source,
+    })?;
+    opened::keep(Kind::Read, path, file);
+    Ok(())
+}
+
+/// Does not wait for who writes to a FIFO.
+fn open_regular(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
 }
 
 /// What is in a region at first.

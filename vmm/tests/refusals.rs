@@ -39,6 +39,10 @@ fn bad_arguments_have_their_own_code() {
         (&["--nonsense"][..], "--nonsense"),
         (&["--no-api"], "--config-file"),
         (
+            &["--config-file", "/dev/null", "--load-file", "/dev/null"],
+            "--load-file",
+        ),
+        (
             &["--api-sock", "x", "--no-api", "--config-file", "/dev/null"],
             "--api-sock",
         ),
@@ -167,4 +171,43 @@ fn a_file_system_that_nobody_serves_is_named() {
     let (code, said) = with_config(&boot(kernel.to_str().unwrap(), &fs));
     assert_eq!(code, Some(BAD_CONFIGURATION), "{said}");
     assert!(said.contains("share") && said.contains("socket"), "{said}");
+}
+
+#[test]
+fn a_request_to_go_on_says_what_is_wrong_with_it() {
+    let folder = TempDir::new().unwrap();
+    let request = folder.path().join("request");
+    let missing = folder.path().join("state");
+    let body = |more: &str| {
+        let state = missing.display();
+        format!(r#"{{"snapshot_path": "{state}"{more}}}"#)
+    };
+    for (text, expected) in [
+        ("{".to_owned(), "line 1"),
+        ("{}".to_owned(), "snapshot_path"),
+        (body(r#", "more": 1"#), "more"),
+        (body(""), "mem_backend"),
+        (
+            body(r#", "mem_backend": {"backend_type": "Tape", "backend_path": "m"}"#),
+            "Tape",
+        ),
+        (
+            body(r#", "mem_backend": {"backend_type": "Uffd", "backend_path": "m"}"#),
+            "state: No such file",
+        ),
+    ] {
+        for jail in [&[][..], &["--jail"]] {
+            std::fs::write(&request, &text).unwrap();
+            let load = ["--no-api", "--load-file", request.to_str().unwrap()];
+            let output = vmm(&[&load, jail].concat());
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(BAD_CONFIGURATION),
+                "{text}: {said}"
+            );
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+    }
 }

@@ -63,6 +63,7 @@ fn kind_of(name: &str) -> Option<ThreadKind> {
         ("hotplug", ThreadKind::Hotplug),
         ("opener", ThreadKind::Hotplug),
         ("live", ThreadKind::Live),
+        ("memory", ThreadKind::Memory),
     ];
     let found = kinds.iter().find(|(start, _)| name.starts_with(start))?;
     // The VMM itself is called daruma-vmm.

@@ -26,5 +26,8 @@ pub use machine::{MachineConfig, MachineConfigUpdate};
 pub use mmds::MmdsConfig;
 pub use net::{NetworkInterface, NetworkInterfaceUpdate};
 pub use other::{Console, ConsolePort, Entropy, Fs, Pmem, Serial, Vsock};
-pub use snapshot::{CreateSnapshot, LoadSnapshot, MemoryBackend, NetworkOverride, VsockOverride};
+pub use snapshot::{
+    CreateSnapshot, DriveOverride, LoadSnapshot, MemoryBackend, NetworkOverride, PmemOverride,
+    VsockOverride,
+};
 pub use telemetry::{Logger, Metrics};

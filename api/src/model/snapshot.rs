@@ -33,6 +33,12 @@ pub struct LoadSnapshot {
     pub resume_vm: bool,
     #[serde(default)]
     pub network_overrides: Vec<NetworkOverride>,
+    /// Ours: other files for drives.
+    #[serde(default)]
+    pub drive_overrides: Vec<DriveOverride>,
+    /// Ours: other files for persistent memory.
+    #[serde(default)]
+    pub pmem_overrides: Vec<PmemOverride>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_override: Option<VsockOverride>,
     #[serde(default)]
@@ -54,7 +60,31 @@ pub struct MemoryBackend {
 #[expect(missing_docs, reason = "the names are Firecracker's")]
 pub struct NetworkOverride {
     pub iface_id: String,
-    pub host_dev_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_dev_name: Option<String>,
+    /// Ours: a tap that was opened for this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_dev_fd: Option<i32>,
+}
+
+/// Another file, or the like, for a drive.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveOverride {
+    /// Which.
+    pub drive_id: String,
+    /// Where its contents are, in the format of before.
+    pub path_on_host: PathBuf,
+}
+
+/// Another file for persistent memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemOverride {
+    /// Which.
+    pub id: String,
+    /// The file, as long as the one before.
+    pub path_on_host: PathBuf,
 }
 
 /// Another socket for the socket device.

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use api::http::DEFAULT_MAX_BODY;
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use log::LevelFilter;
 
 use crate::logger;
@@ -17,6 +17,7 @@ const MAX_SIZE: usize = 64 << 20;
 /// Runs one guest on KVM. The guest's serial port is standard input and output.
 #[derive(Debug, Parser)]
 #[command(name = "daruma-vmm", version, disable_help_subcommand = true)]
+#[command(group = ArgGroup::new("guest").args(["config_file", "load_file"]))]
 pub(super) struct Args {
     /// Name of the guest, for the log
     #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
@@ -26,8 +27,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) config_file: Option<PathBuf>,
 
+    /// Go on from a snapshot: JSON as the body of PUT /snapshot/load
+    #[arg(long, value_name = "FILE")]
+    pub(super) load_file: Option<PathBuf>,
+
     /// Serve no API socket
-    #[arg(long, requires = "config_file")]
+    #[arg(long, requires = "guest")]
     pub(super) no_api: bool,
 
     /// Path of the API socket

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::Failure;
 use super::args::Args;
+use super::{Failure, Guest};
 use crate::config::{TapSource, VmConfig};
 use crate::jail::cgroup::Limits;
 use crate::jail::{self, Plan, descriptors};
@@ -27,10 +27,10 @@ pub(super) fn close_others(kept: &[RawFd], config: Option<&VmConfig>) -> Result<
     })
 }
 
-/// Closes the jail around this process. What `config` names is open then; without one, the guest is described later.
+/// Closes the jail around this process. What `guest` names is open then; without one, the guest is described later.
 pub(super) fn enter(
     args: &Args,
-    config: Option<&VmConfig>,
+    guest: &Guest,
     parent: Option<&UnixStream>,
 ) -> Result<(), Failure> {
     machine::open_host_ahead().map_err(|error| no_machine(&error))?;
@@ -44,8 +44,14 @@ pub(super) fn enter(
     if !args.no_api {
         plan.files.push(args.api_sock.clone());
     }
+    let config = guest.config();
+    match guest {
+        Guest::Later => Ok(()),
+        Guest::Boot { config, .. } => config.as_deref().map_or(Ok(()), machine::open_ahead),
+        Guest::GoOn(load) => machine::open_ahead_of_restore(load.config(), load.memory()),
+    }
+    .map_err(|error| no_machine(&error))?;
     if let Some(config) = config {
-        machine::open_ahead(config).map_err(|error| no_machine(&error))?;
         let paths = config.vsock.iter().map(|vsock| &vsock.uds_path);
         let folders = paths.filter_map(|path| {
             let path = std::path::absolute(path).ok()?;

@@ -24,15 +24,15 @@ use self::args::Args;
 use self::descriptor::take_socket;
 use crate::api_thread::ApiSocket;
 use crate::clock::StartTime;
-use crate::config::firecracker;
-use crate::controller::{Controller, Settings};
+use crate::config::{VmConfig, firecracker};
+use crate::controller::{Controller, Load, Settings};
 use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
 use crate::jail::seccomp::{self, Seccomp, SeccompError, ThreadKind};
 use crate::live::{self, protocol::MAX_DATA};
 use crate::logger::{self, LogError, chain};
-use crate::terminal;
-use crate::{metrics, mmds, snapshot};
+use crate::machine::MemorySource;
+use crate::{metrics, mmds, snapshot, terminal, userfault};
 
 /// An error and the exit code for it.
 #[derive(Debug)]
@@ -53,6 +53,80 @@ impl Failure {
         Self {
             message: message.into(),
             code: CODE_BAD_ARGUMENTS,
+        }
+    }
+}
+
+/// What the command line says of the guest.
+enum Guest {
+    /// The API will tell.
+    Later,
+    /// It is to be started.
+    Boot {
+        document: Box<Document>,
+        /// For a jail.
+        config: Option<Box<VmConfig>>,
+    },
+    /// It goes on.
+    GoOn(Box<Load>),
+}
+
+impl Guest {
+    fn read(args: &Args) -> Result<Self, Failure> {
+        let wrong = |error: &dyn Error| Failure::new(CODE_BAD_CONFIGURATION, error);
+        if let Some(path) = &args.config_file {
+            let document = firecracker::load(path).map_err(|error| wrong(&error))?;
+            let config = match args.jail {
+                true => Some(firecracker::guest(&document, args.enable_pci)),
+                false => None,
+            };
+            let config = config.transpose().map_err(|error| wrong(&error))?;
+            return Ok(Self::Boot {
+                document: Box::new(document),
+                config: config.map(Box::new),
+            });
+        }
+        let Some(path) = &args.load_file else {
+            return Ok(Self::Later);
+        };
+        let request = firecracker::load(path).map_err(|error| wrong(&error))?;
+        let load = Load::read(&request).map_err(|error| Failure::new(error.code(), &error))?;
+        if args.no_api && !load.resumes() {
+            let path = path.display();
+            return Err(Failure {
+                message: format!(
+                    "{path} does not say \"resume_vm\": true, and without an API nobody could let the guest go on"
+                ),
+                code: CODE_BAD_CONFIGURATION,
+            });
+        }
+        Ok(Self::GoOn(Box::new(load)))
+    }
+
+    /// What is known of how it is to be run.
+    fn document(&self) -> Option<&Document> {
+        match self {
+            Self::Boot { document, .. } => Some(document),
+            // How the process logs that made the snapshot was its own business.
+            Self::GoOn(_) | Self::Later => None,
+        }
+    }
+
+    /// What is opened for it ahead of a jail.
+    fn config(&self) -> Option<&VmConfig> {
+        match self {
+            Self::Boot { config, .. } => config.as_deref(),
+            Self::GoOn(load) => Some(load.config()),
+            Self::Later => None,
+        }
+    }
+
+    /// Whether its memory may come from a program: now, or when the API says so.
+    fn may_be_restored(&self, args: &Args) -> bool {
+        match self {
+            Self::Boot { .. } => false,
+            Self::GoOn(load) => matches!(load.memory(), MemorySource::Program(_)),
+            Self::Later => !args.no_api,
         }
     }
 }
@@ -138,31 +212,22 @@ fn run(
     (control, store): Sockets,
     early: Option<&UnixStream>,
 ) -> Result<ExitReason, Failure> {
-    let document = match &args.config_file {
-        Some(path) => Some(
-            firecracker::load(path)
-                .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?,
-        ),
-        None => None,
-    };
-    let config = match &document {
-        Some(document) if args.jail => Some(
-            firecracker::guest(document, args.enable_pci)
-                .map_err(|error| Failure::new(CODE_BAD_CONFIGURATION, &error))?,
-        ),
-        _ => None,
-    };
+    let guest = Guest::read(args)?;
     if args.jail {
         let kept = confine::numbers(control.iter().chain(early).chain(&store));
-        confine::close_others(&kept, config.as_ref())?;
+        confine::close_others(&kept, guest.config())?;
+    }
+    if guest.may_be_restored(args) {
+        userfault::open_ahead();
     }
     // Before all that takes time: a client may connect, and waits for its answer.
     let api = match args.no_api {
         true => None,
         false => Some(bind(args)?),
     };
-    open_log(args, document.as_ref())?;
-    let section = document.as_ref().and_then(|all| all.metrics.as_ref());
+    let document = guest.document();
+    open_log(args, document)?;
+    let section = document.and_then(|all| all.metrics.as_ref());
     let path = section.map(|section| &section.metrics_path);
     if let Some(path) = args.metrics_path.as_ref().or(path) {
         let opened = metrics::process().write_to(path);
@@ -182,7 +247,10 @@ fn run(
         seccomp::set_parent(socket.as_raw_fd());
     }
     if args.jail {
-        confine::enter(args, config.as_ref(), early)?;
+        confine::enter(args, &guest, early)?;
+    }
+    if guest.may_be_restored(args) {
+        userfault::make_ahead();
     }
     let store = store.map(live::Channel::new);
     let (control, event_socket) = split(control)?;
@@ -201,20 +269,25 @@ fn run(
     // Before the start: this thread's filter is narrower from then on, and that of a thread it starts with it.
     let api = api.map(|api| api.serve(desk, seccomp)).transpose();
     let api = api.map_err(|error| Failure::new(1, &error))?;
-    let started = match document {
-        Some(document) => {
-            controller.load(document);
-            controller.start()
+    let started = match guest {
+        Guest::Later => Ok(()),
+        Guest::Boot { document, .. } => {
+            controller.load(*document);
+            let started = controller.start();
+            started.map_err(|error| Failure::new(error.code(), &error))
         }
-        None => Ok(()),
+        Guest::GoOn(load) => {
+            let started = controller.go_on(*load);
+            started.map_err(|error| Failure::new(error.code(), &error))
+        }
     };
-    if let Err(error) = started {
+    if let Err(failure) = started {
         // Who waits for an answer is told, and the socket goes.
         drop(controller);
         if let Some(api) = api {
             api.end();
         }
-        return Err(Failure::new(error.code(), &error));
+        return Err(failure);
     }
     let reason = controller.run();
     match &reason {

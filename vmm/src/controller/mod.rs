@@ -31,6 +31,7 @@ use serde::Deserialize;
 
 pub use self::inbox::{Desk, Inbox, Order};
 pub use self::opener::Opener;
+pub use self::snapshot::{Load, LoadError};
 pub use self::start::{Settings, StartError};
 pub use self::targets::Targets;
 use crate::control::Control;

@@ -1,19 +1,19 @@
 //! Snapshots as the API asks for them, in Firecracker's words where it has some.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use api::model::{CreateSnapshot, Document, LoadSnapshot, MachineConfig, MemoryBackend};
 use api::{Answer, Fault, Outcome};
 
-use super::{Controller, fault};
+use super::{Controller, StartError, fault};
 use crate::clock::StartTime;
-use crate::config::firecracker;
+use crate::config::{ConfigError, VmConfig, firecracker};
+use crate::exit::CODE_BAD_CONFIGURATION;
 use crate::logger::chain;
-use crate::machine::{Running, Snapshot};
+use crate::machine::{MemorySource, Running, Snapshot};
 use crate::metrics;
 use crate::snapshot::state::DevicesState;
-use crate::snapshot::{self, About, Kind, Order};
+use crate::snapshot::{self, About, FileError, Kind, Order};
 
 const CREATE: &str = "Create snapshot error";
 const LOAD: &str = "Load snapshot error";
@@ -59,10 +59,51 @@ pub(super) fn create(guest: &Running, document: &Document, request: CreateSnapsh
     Ok(Answer::Done)
 }
 
+/// Why there is no guest that goes on.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant describes it and its values"
+)]
+pub enum LoadError {
+    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    Configured,
+    #[error("missing field: either `mem_backend` or `mem_file_path` is required")]
+    NoMemory,
+    #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
+    TwoMemories,
+    #[error("backend_type \"{found}\" is unknown, permitted are File and Uffd")]
+    BackendType { found: String },
+    #[error("Unknown Network Device: \"{id}\"")]
+    NoInterface { id: String },
+    #[error("The guest has no drive \"{id}\"")]
+    NoDrive { id: String },
+    #[error("The guest has no persistent memory \"{id}\"")]
+    NoPmem { id: String },
+    #[error("The guest has no vsock device")]
+    NoVsock,
+    #[error(transparent)]
+    State(#[from] FileError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl LoadError {
+    /// The process's exit code for it.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Start(error) => error.code(),
+            _ => CODE_BAD_CONFIGURATION,
+        }
+    }
+}
+
 /// Where the guest's memory is.
-fn memory_of(request: &LoadSnapshot) -> Result<PathBuf, Fault> {
+fn memory_of(request: &LoadSnapshot) -> Result<MemorySource, LoadError> {
     match (&request.mem_file_path, &request.mem_backend) {
-        (Some(path), None) => Ok(path.clone()),
+        (Some(path), None) => Ok(MemorySource::File(path.clone())),
         (
             None,
             Some(MemoryBackend {
@@ -70,44 +111,105 @@ fn memory_of(request: &LoadSnapshot) -> Result<PathBuf, Fault> {
                 backend_path,
             }),
         ) => match backend_type.as_str() {
-            "File" => Ok(backend_path.clone()),
-            "Uffd" => Err(Fault::not_supported(
-                "memory by userfaultfd (\"Uffd\"), use the back end \"File\"",
-            )),
-            other => Err(refused(
-                LOAD,
-                format!("backend_type \"{other}\" is unknown, permitted are File and Uffd"),
-            )),
+            "File" => Ok(MemorySource::File(backend_path.clone())),
+            "Uffd" => Ok(MemorySource::Program(backend_path.clone())),
+            other => Err(LoadError::BackendType {
+                found: other.into(),
+            }),
         },
-        (None, None) => Err(refused(
-            LOAD,
-            "missing field: either `mem_backend` or `mem_file_path` is required",
-        )),
-        (Some(_), Some(_)) => Err(refused(
-            LOAD,
-            "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",
-        )),
+        (None, None) => Err(LoadError::NoMemory),
+        (Some(_), Some(_)) => Err(LoadError::TwoMemories),
     }
 }
 
 /// Puts what the request has in the place of what the guest had.
-fn override_devices(document: &mut Document, request: &LoadSnapshot) -> Result<(), Fault> {
+fn override_devices(document: &mut Document, request: &LoadSnapshot) -> Result<(), LoadError> {
     for change in &request.network_overrides {
+        let id = || change.iface_id.clone();
         let mut all = document.network_interfaces.iter_mut();
         let interface = all.find(|interface| interface.iface_id == change.iface_id);
-        let interface = interface.ok_or_else(|| {
-            let id = &change.iface_id;
-            refused(LOAD, format!("Unknown Network Device: \"{id}\""))
+        let interface = interface.ok_or_else(|| LoadError::NoInterface { id: id() })?;
+        interface.host_dev_name.clone_from(&change.host_dev_name);
+        interface.host_dev_fd = change.host_dev_fd;
+    }
+    for change in &request.drive_overrides {
+        let mut all = document.drives.iter_mut();
+        let drive = all.find(|drive| drive.drive_id == change.drive_id);
+        let drive = drive.ok_or_else(|| LoadError::NoDrive {
+            id: change.drive_id.clone(),
         })?;
-        interface.host_dev_name = Some(change.host_dev_name.clone());
-        interface.host_dev_fd = None;
+        drive.path_on_host = Some(change.path_on_host.clone());
+    }
+    for change in &request.pmem_overrides {
+        let mut all = document.pmem.iter_mut();
+        let pmem = all.find(|pmem| pmem.id == change.id);
+        let pmem = pmem.ok_or_else(|| LoadError::NoPmem {
+            id: change.id.clone(),
+        })?;
+        pmem.path_on_host.clone_from(&change.path_on_host);
     }
     if let Some(change) = &request.vsock_override {
-        let vsock = document.vsock.as_mut();
-        let vsock = vsock.ok_or_else(|| refused(LOAD, "The guest has no vsock device"))?;
+        let vsock = document.vsock.as_mut().ok_or(LoadError::NoVsock)?;
         vsock.uds_path.clone_from(&change.uds_path);
     }
     Ok(())
+}
+
+/// A guest that is to go on from a snapshot: all that is known of it before anything is opened for it.
+#[derive(Debug)]
+pub struct Load {
+    document: Document,
+    config: VmConfig,
+    snapshot: Snapshot,
+    pci: bool,
+    resume: bool,
+}
+
+impl Load {
+    /// Reads the state that `request` names.
+    ///
+    /// # Errors
+    /// It cannot be read, or the request does not fit it.
+    pub fn read(request: &LoadSnapshot) -> Result<Self, LoadError> {
+        let memory = memory_of(request)?;
+        let state = snapshot::file::read(&request.snapshot_path)?;
+        let mut document = state.document.clone();
+        override_devices(&mut document, request)?;
+        // Whether changes are noted is for who goes on to say.
+        let machine = document
+            .machine_config
+            .get_or_insert_with(MachineConfig::default);
+        machine.track_dirty_pages = request.enable_diff_snapshots || request.track_dirty_pages;
+        // How a process logs and counts is its own business.
+        (document.logger, document.metrics) = (None, None);
+        let pci = matches!(state.devices, DevicesState::Pci(_));
+        Ok(Self {
+            config: firecracker::guest(&document, pci)?,
+            document,
+            snapshot: Snapshot {
+                state,
+                memory,
+                advance_clock: request.clock_realtime,
+            },
+            pci,
+            resume: request.resume_vm,
+        })
+    }
+
+    /// What the guest is made of.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Where its memory is.
+    pub fn memory(&self) -> &MemorySource {
+        &self.snapshot.memory
+    }
+
+    /// Whether it goes on at once.
+    pub fn resumes(&self) -> bool {
+        self.resume
+    }
 }
 
 impl Controller {
@@ -126,56 +228,50 @@ impl Controller {
 
     /// Goes on from a snapshot. After an error there is no guest, and another snapshot can be tried.
     pub(super) fn load_snapshot(&mut self, request: &LoadSnapshot) -> Outcome {
-        if !self.is_unconfigured() {
-            return Err(refused(
-                LOAD,
-                "Loading a microVM snapshot not allowed after configuring boot-specific resources.",
-            ));
-        }
         let start = StartTime::new(None, None);
-        let memory = memory_of(request)?;
-        let state = self.read_state(&request.snapshot_path)?;
-        let mut document = state.document.clone();
-        override_devices(&mut document, request)?;
-        // Whether changes are noted is for who goes on to say.
-        let machine = document
-            .machine_config
-            .get_or_insert_with(MachineConfig::default);
-        machine.track_dirty_pages = request.enable_diff_snapshots || request.track_dirty_pages;
-        let Document {
-            logger, metrics, ..
-        } = self.document.clone();
-        (document.logger, document.metrics) = (logger, metrics);
-        let pci = matches!(state.devices, DevicesState::Pci(_));
-        let failed = |error: &dyn std::error::Error| fault::about(LOAD, error);
-        let config = firecracker::guest(&document, pci).map_err(|error| failed(&error))?;
-        self.settings.events.restart(start);
-        let snapshot = Snapshot {
-            state,
-            memory,
-            advance_clock: request.clock_realtime,
+        let loaded = match self.is_unconfigured() {
+            true => Load::read(request).and_then(|load| {
+                self.settings.events.restart(start);
+                self.go_on(load)
+            }),
+            false => Err(LoadError::Configured),
         };
-        self.resume_from(&config, &snapshot)
-            .map_err(|error| failed(&error))?;
-        self.settings.pci = pci;
-        self.document = document;
-        let guest = self.guest.as_mut();
-        let guest = guest.ok_or_else(|| refused(LOAD, "There is no guest"))?;
-        if let Err(error) = guest.targets.generation_id.renew() {
-            log::error!("The guest keeps its generation ID: {}", chain(&error));
-        }
+        loaded.map_err(|error| fault::about(LOAD, &error))?;
         let latencies = &metrics::process().latencies;
         for gauge in [&latencies.load_snapshot, &latencies.vmm_load_snapshot] {
             gauge.set(start.elapsed_us());
         }
-        log::info!("The guest goes on from a snapshot");
-        if request.resume_vm {
-            guest.resume();
-        }
         Ok(Answer::Done)
     }
 
-    fn read_state(&self, path: &Path) -> Result<snapshot::state::State, Fault> {
-        snapshot::file::read(path).map_err(|error| fault::about(LOAD, &error))
+    /// Goes on from a snapshot whose state was read.
+    ///
+    /// # Errors
+    /// The guest cannot be built. There is none then, and another snapshot can be tried.
+    pub fn go_on(&mut self, load: Load) -> Result<(), LoadError> {
+        let Load {
+            mut document,
+            config,
+            snapshot,
+            pci,
+            resume,
+        } = load;
+        self.resume_from(&config, &snapshot)?;
+        self.settings.pci = pci;
+        document.logger = self.document.logger.take();
+        document.metrics = self.document.metrics.take();
+        self.document = document;
+        let Some(guest) = &mut self.guest else {
+            return Ok(());
+        };
+        if let Err(error) = guest.targets.generation_id.renew() {
+            log::error!("The guest keeps its generation ID: {}", chain(&error));
+        }
+        self.settings.events.restored();
+        log::info!("The guest goes on from a snapshot");
+        if resume {
+            guest.resume();
+        }
+        Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub enum Kind {
     Listener,
     /// A connection to the socket at a path.
     Connection,
+    /// A userfaultfd of this process, where there is no device that makes them.
+    Userfault,
 }
 
 #[derive(Default)]

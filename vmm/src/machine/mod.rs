@@ -37,6 +37,7 @@ use crate::output::Output;
 use crate::pci::{self, PciError};
 use crate::platform::{self, PlatformError};
 use crate::snapshot::dirty::Dirty;
+use crate::snapshot::lazy::{self, Lazy, LazyError, Mourners};
 use crate::snapshot::state::{DevicesState, State};
 use crate::snapshot::{self, Platform, Subject, Transports};
 use crate::stats::VcpuStats;
@@ -88,6 +89,8 @@ pub enum MachineError {
     VcpuStates { found: usize, count: u8 },
     #[error("The snapshot's devices are not where its configuration has them")]
     OtherTransport,
+    #[error(transparent)]
+    Lazy(#[from] LazyError),
     #[error("Cannot use the control socket")]
     Control(#[source] io::Error),
 }
@@ -97,7 +100,13 @@ impl MachineError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Boot(error) => !matches!(error, BootError::WriteMemory { .. }),
-            Self::Memory(error) => matches!(error, MemoryError::MoreThanHost { .. }),
+            Self::Memory(error) => matches!(
+                error,
+                MemoryError::MoreThanHost { .. }
+                    | MemoryError::Open { .. }
+                    | MemoryError::FileLength { .. }
+            ),
+            Self::Lazy(error) => matches!(error, LazyError::Connect { .. }),
             Self::Virtio(error) => error.is_configuration(),
             Self::Template(error) => matches!(error, TemplateError::Missing { .. }),
             Self::Vm(error) => matches!(error, VmError::TooManyVcpus { .. }),
@@ -142,6 +151,17 @@ pub struct Machine {
     subject: Arc<Subject>,
     /// For one that begins paused: what its watchdog has left.
     paused: Option<WatchdogState>,
+    /// Its memory is served by a program.
+    lazy: Option<Lazy>,
+}
+
+/// Where a snapshot's memory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// In a file.
+    File(PathBuf),
+    /// A program serves it that listens at this socket.
+    Program(PathBuf),
 }
 
 /// A snapshot to go on from.
@@ -150,7 +170,7 @@ pub struct Snapshot {
     /// Its state.
     pub state: State,
     /// Where its memory is.
-    pub memory: PathBuf,
+    pub memory: MemorySource,
     /// Lets the guest's clock go on as much later as it is in the world.
     pub advance_clock: bool,
 }
@@ -179,6 +199,32 @@ fn load(
     let entry = boot::load(&memory, &config.boot, &line, Some(rsdp))?;
     regs::write_tables(&memory, entry).map_err(MachineError::Descriptors)?;
     Ok((memory, entry))
+}
+
+/// Memory that is as it was, or becomes so as it is needed.
+fn memory_of(
+    config: &VmConfig,
+    context: &Context,
+    source: &MemorySource,
+    tracked: bool,
+) -> Result<(GuestMemory, Option<Lazy>), MachineError> {
+    match source {
+        MemorySource::File(path) => {
+            let memory = memory::from_file(config.memory, path, tracked)?;
+            Ok((memory, None))
+        }
+        MemorySource::Program(path) => {
+            // Nobody shares it: guests whose devices other processes serve cannot be saved.
+            let memory = memory::allocate(config.memory, false, tracked)?;
+            let mourners = Mourners {
+                seccomp: context.seccomp.clone(),
+                latch: context.latch.clone(),
+                events: context.events.clone(),
+            };
+            let lazy = lazy::begin(&memory, path, mourners)?;
+            Ok((memory, Some(lazy)))
+        }
+    }
 }
 
 /// A vCPU with its CPUID.
@@ -230,13 +276,27 @@ pub fn open_host_ahead() -> Result<(), MachineError> {
     Ok(platform::open_ahead()?)
 }
 
-/// Opens all that `config` names, for a jail that closes before [`Machine::new`]. What is hostile is not looked into.
+/// Opens all that `config` names, for a jail that closes before [`Machine::build`]. What is hostile is not looked into.
 pub fn open_ahead(config: &VmConfig) -> Result<(), MachineError> {
+    open_devices_ahead(config)?;
+    Ok(boot::open_ahead(&config.boot)?)
+}
+
+/// As [`open_ahead`], for a jail that closes before [`Machine::restore`].
+pub fn open_ahead_of_restore(config: &VmConfig, memory: &MemorySource) -> Result<(), MachineError> {
+    match memory {
+        MemorySource::File(path) => memory::open_file_ahead(path)?,
+        MemorySource::Program(path) => lazy::open_ahead(path)?,
+    }
+    open_devices_ahead(config)
+}
+
+fn open_devices_ahead(config: &VmConfig) -> Result<(), MachineError> {
     virtio::open_ahead(config)?;
     if let Some(path) = &config.serial_output {
         platform::open_output_ahead(path)?;
     }
-    Ok(boot::open_ahead(&config.boot)?)
+    Ok(())
 }
 
 impl Machine {
@@ -277,14 +337,14 @@ impl Machine {
             None => output.clone(),
         };
         let (devices, handles) = virtio::make(config, &output, events)?;
-        let (memory, begin) = match snapshot {
+        let (memory, begin, lazy) = match snapshot {
             None => {
                 let (memory, entry) = load(config, &places, tracked)?;
-                (memory, Begin::Boot(entry))
+                (memory, Begin::Boot(entry), None)
             }
             Some(snapshot) => {
-                let memory = memory::from_file(config.memory, &snapshot.memory, tracked)?;
-                (Arc::new(memory), Begin::Resume(snapshot))
+                let (memory, lazy) = memory_of(config, context, &snapshot.memory, tracked)?;
+                (Arc::new(memory), Begin::Resume(snapshot), lazy)
             }
         };
         let vm = Arc::new(Vm::new(&memory, config.vcpus, config.track_dirty)?);
@@ -427,6 +487,7 @@ impl Machine {
             targets,
             subject,
             paused: states.map(|state| state.platform.watchdog),
+            lazy,
         })
     }
 
@@ -444,6 +505,7 @@ impl Machine {
             targets,
             subject,
             paused,
+            lazy,
         } = self;
         let Context {
             latch,
@@ -452,6 +514,9 @@ impl Machine {
             ..
         } = context;
         vcpu::install_handler().map_err(MachineError::Signal)?;
+        if let Some(lazy) = lazy {
+            lazy.keep();
+        }
         for subscriber in subscribers {
             event_loop.add_subscriber(subscriber);
         }

@@ -12,6 +12,7 @@
 pub mod cpu;
 pub mod dirty;
 pub mod file;
+pub mod lazy;
 pub mod memory;
 pub mod state;
 

@@ -28,6 +28,8 @@ use devices::memory::GuestRegion;
 use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
+use crate::jail::opened::{self, Kind};
+
 pub use self::event::{Event, Fault};
 pub use self::mapping::{Mapping, MappingError, Places};
 
@@ -138,6 +140,37 @@ pub fn open_device() -> io::Result<File> {
     File::options().read(true).write(true).open(DEVICE)
 }
 
+/// Opens what [`Userfault::open_kept`] needs, ahead of a jail.
+pub fn open_ahead() {
+    // Who needs it says that it cannot be had.
+    if let Ok(device) = open_device() {
+        opened::keep(Kind::Write, DEVICE, device);
+    }
+}
+
+/// Makes what [`Userfault::open_kept`] needs if there is no device: ahead of the filters of system calls, of which none
+/// permits this call, and in the process whose memory it is for.
+pub fn make_ahead() {
+    match opened::take(Kind::Write, DEVICE) {
+        Some(device) => opened::keep(Kind::Write, DEVICE, device),
+        None => {
+            if let Some(fd) = by_call() {
+                opened::keep(Kind::Userfault, DEVICE, fd);
+            }
+        }
+    }
+}
+
+/// One without a handshake yet.
+fn by_call() -> Option<OwnedFd> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the call makes a descriptor and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the kernel has made it just now, for this caller.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A userfaultfd.
 #[derive(Debug)]
 pub struct Userfault {
@@ -154,17 +187,27 @@ impl Userfault {
     pub fn open(required: Features) -> Result<Self, UserfaultError> {
         match open_device() {
             Ok(device) => Self::from_device(&device, required),
-            Err(no_device) => {
-                let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-                // SAFETY: the call makes a descriptor and touches no memory.
-                let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-                match RawFd::try_from(fd) {
-                    Ok(fd) if fd >= 0 => Self::adopt(fd, required),
-                    // The system call's error says less: it is there for everybody, but not with all rights.
-                    _ => Err(UserfaultError::Open(no_device)),
-                }
-            }
+            // The call's own error says less: it is there for everybody, but not with all rights.
+            Err(no_device) => match by_call() {
+                Some(fd) => Self::adopt(fd, required),
+                None => Err(UserfaultError::Open(no_device)),
+            },
         }
+    }
+
+    /// As [`Self::open`], by what was opened ahead; without a system call that makes one.
+    ///
+    /// # Errors
+    /// Nothing was, or what was has not the `required` features.
+    pub fn open_kept(required: Features) -> Result<Self, UserfaultError> {
+        if let Some(fd) = opened::take(Kind::Userfault, DEVICE) {
+            return Self::adopt(fd, required);
+        }
+        let device = opened::file(Path::new(DEVICE), true).map_err(UserfaultError::Open)?;
+        let made = Self::from_device(&device, required);
+        // For another one.
+        opened::keep(Kind::Write, DEVICE, device);
+        made
     }
 
     /// As [`Self::open`], by a `device` that is open already.
@@ -178,12 +221,11 @@ impl Userfault {
         if fd < 0 {
             return Err(UserfaultError::Open(io::Error::last_os_error()));
         }
-        Self::adopt(fd, required)
+        // SAFETY: the kernel has made it just now, for this caller.
+        Self::adopt(unsafe { OwnedFd::from_raw_fd(fd) }, required)
     }
 
-    fn adopt(fd: RawFd, required: Features) -> Result<Self, UserfaultError> {
-        // SAFETY: the kernel has made it just now, for this caller.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fn adopt(fd: OwnedFd, required: Features) -> Result<Self, UserfaultError> {
         let mut api = abi::Api {
             api: abi::UFFD_API,
             features: required.0,

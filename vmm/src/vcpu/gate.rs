@@ -62,9 +62,13 @@ impl Gate {
     }
 
     /// Has each of `all` parked threads do `errand`, and waits until they have, for `patience` at most. Says whether they
-    /// have; who comes later does not do it.
+    /// have; who comes later does not do it. Threads that are on their way to the gate are waited for first: those of a
+    /// guest that begins paused.
     pub fn send(&self, all: usize, errand: Errand, patience: Duration) -> bool {
-        let mut inner = self.lock();
+        let coming = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |inner| inner.parked < all);
+        let mut inner = coming.unwrap_or_else(PoisonError::into_inner).0;
         inner.errands += 1;
         inner.errand = Some(errand);
         inner.done = 0;
@@ -148,5 +152,20 @@ mod tests {
                 thread.join().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn an_errand_waits_for_those_who_are_on_their_way() {
+        let gate = Gate::default();
+        let latch = ExitLatch::new().unwrap();
+        gate.close();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(20));
+                gate.park(&latch, |_| {});
+            });
+            assert!(gate.send(1, Arc::new(|_, _| {}), Duration::from_secs(60)));
+            gate.open();
+        });
     }
 }

@@ -118,7 +118,7 @@ fn make_way(path: &Path) -> Result<(), SocketError> {
 }
 
 /// Connects to the socket at `path` without ever waiting: a program that accepts nobody is as good as none.
-pub(super) fn reach(path: &Path) -> io::Result<UnixStream> {
+pub(crate) fn reach(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;

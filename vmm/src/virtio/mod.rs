@@ -28,6 +28,7 @@ use devices::virtio::worker::VirtioWorker;
 
 pub use self::handles::{DeviceHandle, DeviceHandles, Handles};
 use self::listener::Listener;
+pub(crate) use self::listener::reach;
 use crate::boot::cmdline::{self, MmioDevice};
 use crate::config::{DriveConfig, NetConfig, RateLimiterConfig, VcpuCount, VmConfig};
 use crate::events::Events;

@@ -19,6 +19,7 @@ use std::io::Read;
 use std::path::Path;
 
 use api::model::Document;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{BootConfig, BootProtocol, ConfigError, VmConfig};
@@ -27,8 +28,8 @@ use crate::mmds;
 /// Most bytes of a configuration file: generous for any real one, small enough to hold in memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Reads a configuration file.
-pub fn load(path: &Path) -> Result<Document, ConfigError> {
+/// Reads a configuration file, or another one with a body of the API's.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let read_error = |source| ConfigError::Read {
         path: path.into(),
         source,
@@ -56,7 +57,7 @@ pub fn load(path: &Path) -> Result<Document, ConfigError> {
 }
 
 /// Reads a configuration; `path` is for messages only.
-pub fn parse(text: &[u8], path: &Path) -> Result<Document, ConfigError> {
+pub fn parse<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<T, ConfigError> {
     serde_json::from_slice(text).map_err(|source| ConfigError::Json {
         path: path.into(),
         source,

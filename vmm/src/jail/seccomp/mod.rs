@@ -9,6 +9,7 @@
 //!             ├── device   one for each device that moves data, and the console's writer
 //!             ├── api
 //!             ├── live     takes snapshots for the store
+//!             ├── memory   while a program serves the guest's memory
 //!             └── hotplug ─── device   of devices that come while the guest runs
 //! ```
 //!
@@ -24,6 +25,7 @@ mod event;
 mod hotplug;
 mod keeper;
 mod live;
+mod memory;
 mod process;
 mod program;
 mod requests;
@@ -59,13 +61,15 @@ pub enum ThreadKind {
     Hotplug,
     /// Takes snapshots for the store while the guest runs.
     Live,
+    /// Waits for the program that serves the guest's memory.
+    Memory,
     /// Waits for the jail.
     Keeper,
 }
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Process,
         Self::Event,
         Self::Vcpu,
@@ -73,6 +77,7 @@ impl ThreadKind {
         Self::Api,
         Self::Hotplug,
         Self::Live,
+        Self::Memory,
         Self::Keeper,
     ];
 
@@ -86,6 +91,7 @@ impl ThreadKind {
             Self::Api => "API",
             Self::Hotplug => "hot-plug",
             Self::Live => "live",
+            Self::Memory => "memory",
             Self::Keeper => "keeper",
         }
     }
@@ -102,6 +108,7 @@ impl ThreadKind {
                 Self::Api,
                 Self::Hotplug,
                 Self::Live,
+                Self::Memory,
             ]
             .into_iter()
             .flat_map(Self::rules)
@@ -127,6 +134,7 @@ impl ThreadKind {
             Self::Api => api::RULES,
             Self::Hotplug => hotplug::RULES,
             Self::Live => live::RULES,
+            Self::Memory => memory::RULES,
             Self::Keeper => keeper::RULES,
         }
     }
@@ -276,6 +284,7 @@ mod tests {
             (ThreadKind::Device, 45),
             (ThreadKind::Event, 45),
             (ThreadKind::Api, 35),
+            (ThreadKind::Memory, 25),
             // More than a device's: no number was set for it.
             (ThreadKind::Hotplug, 65),
         ] {

@@ -3,6 +3,7 @@
 
 use super::requests::{
     SIOCGIFFLAGS, SIOCGIFINDEX, SIOCSIFFLAGS, TCGETS, TUNGETIFF, TUNSETIFF, TUNSETVNETHDRSZ,
+    UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW,
 };
 use super::rule::{Rule, bits, call, is};
 
@@ -60,4 +61,7 @@ pub const RULES: &[Rule] = &[
     call!(SYS_ioctl, "whether there is a tap of this name").when(&[is(1, SIOCGIFINDEX)]),
     call!(SYS_ioctl, "a new tap is switched on").when(&[is(1, SIOCGIFFLAGS)]),
     call!(SYS_ioctl, "a new tap is switched on").when(&[is(1, SIOCSIFFLAGS)]),
+    call!(SYS_ioctl, "memory that a program serves").when(&[is(1, USERFAULTFD_IOC_NEW)]),
+    call!(SYS_ioctl, "memory that a program serves").when(&[is(1, UFFDIO_API)]),
+    call!(SYS_ioctl, "memory that a program serves").when(&[is(1, UFFDIO_REGISTER)]),
 ];
