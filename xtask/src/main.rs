@@ -8,6 +8,7 @@
 mod apt;
 mod bench;
 mod cache;
+mod crash;
 mod doctor;
 mod fuzz;
 mod guests;
@@ -49,6 +50,8 @@ enum Command {
     Image(image::Options),
     /// Measures boot, VMM and sizes in virtual time
     Bench(bench::Options),
+    /// Cuts the power under the store and kills its writer, and looks at what is left
+    Crash(crash::Options),
     /// Runs the fuzz targets for a minute each, or for as long as you say
     Fuzz(fuzz::Options),
     /// Says what this computer can do, what is missing, and what takes space
@@ -76,6 +79,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(options) => test::run(&paths, &options),
         Command::Image(options) => image::build(&paths, &options).map(|_| ExitCode::SUCCESS),
         Command::Bench(options) => bench::run(&paths, &options),
+        Command::Crash(options) => crash::run(&paths, &options),
         Command::Fuzz(options) => fuzz::run(&paths, &options),
         Command::Doctor => doctor::run(&paths),
         Command::Setup => setup::run(&paths).map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,40 @@
+//! `cargo xtask crash`: what is left of the store when the power goes, or its process.
+
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::image::product;
+use crate::paths::Paths;
+use crate::{setup, ui};
+
+/// States of a long run.
+const LONG: u64 = 1_000_000;
+
+#[derive(Args)]
+pub struct Options {
+    /// Opens and checks a million states after power cuts, which takes up to an hour; otherwise as many as `cargo xtask test`
+    #[arg(long)]
+    long: bool,
+}
+
+pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
+    setup::run(paths)?;
+    let mut command = product::cargo(&["test", "--package", "store"]);
+    command.args(["--test", "crash", "--test", "kill", "--no-fail-fast"]);
+    if options.long {
+        command.env("DARUMA_CRASH_STATES", LONG.to_string());
+    }
+    let _pause = ui::pause();
+    let status = command
+        .current_dir(&paths.root)
+        .stdin(Stdio::null())
+        .status()
+        .context("Could not start cargo")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
