@@ -10,6 +10,7 @@
     reason = "criterion's macros make public items, and a benchmark that cannot go on has failed"
 )]
 
+use std::fs::File;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 use store::medium::Directory;
-use store::{Compression, Options, PAGE, Spec, Store, Thoroughness};
+use store::{Base, BlockDevice, Compression, Options, PAGE, Spec, Store, Thoroughness};
 
 /// Bytes of a snapshot: 64 MiB.
 const LEN: usize = 64 << 20;
@@ -147,5 +148,40 @@ fn reading(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, writing, reading);
+/// An image that disks stand on: adopting it, and reading a disk on it.
+fn images(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("image");
+    group.throughput(Throughput::Bytes(LEN as u64));
+    group.sample_size(10);
+    let (folder, store) = store();
+    let path = folder.path().with_extension("image");
+    std::fs::write(&path, memory(7, false)).unwrap();
+    let image = Arc::new(File::open(&path).unwrap());
+    let adopt = || {
+        store
+            .adopt(Arc::clone(&image) as _, &mut |_, _| {})
+            .unwrap()
+            .id
+    };
+    group.bench_function(BenchmarkId::from_parameter("adopt"), |bencher| {
+        bencher
+            .iter_custom(|count| cost(|| (0..count).for_each(|_| assert!(adopt().0 != [0; 32]))));
+    });
+    let base = Base::Image(adopt());
+    let disk = store.create_disk("root", LEN as u64, base).unwrap();
+    for (name, room) in [("a disk, 128 KiB", 128 << 10), ("a disk, 4 KiB", PAGE)] {
+        let mut room = vec![0; room];
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            let mut all = || {
+                for at in (0..LEN as u64).step_by(room.len()) {
+                    disk.read_at(at, black_box(&mut room)).unwrap();
+                }
+            };
+            bencher.iter_custom(|count| cost(|| (0..count).for_each(|_| all())));
+        });
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+criterion_group!(benches, writing, reading, images);
 criterion_main!(benches);

@@ -3,6 +3,7 @@
 mod base;
 mod layer;
 mod manage;
+mod stack;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use self::base::Base;
 use self::base::Ground;
 pub(crate) use self::layer::{Layer, Place, name as layer_name, number as layer_number};
+use self::stack::Stack;
 use crate::PAGE;
 use crate::error::{Error, Result};
 use crate::hash::Digest;
@@ -85,76 +87,11 @@ struct Shared {
     stack: RwLock<Stack>,
 }
 
-/// What a disk is made of.
-struct Stack {
-    base: Ground,
-    /// Frozen ones, the oldest first.
-    frozen: Vec<Arc<Layer>>,
-    active: Arc<Layer>,
-    /// The next active one.
-    spare: Option<Arc<Layer>>,
-}
-
 /// The state of a disk at one instant, for a snapshot.
 pub struct Frozen {
     shared: Arc<Shared>,
     layers: Vec<Arc<Layer>>,
     root: (Option<Root>, Option<Digest>),
-}
-
-impl Stack {
-    /// Reads part of a block as it is below `top` frozen layers.
-    fn below(&self, top: usize, block: u64, skip: usize, bytes: &mut [u8]) -> Result<()> {
-        for layer in self.frozen[..top].iter().rev() {
-            match layer.place(block) {
-                Place::Here => return layer.read(block, skip, bytes),
-                Place::Zero => {
-                    bytes.fill(0);
-                    return Ok(());
-                }
-                Place::Below => {}
-            }
-        }
-        self.ground(block * PAGE as u64 + skip as u64, bytes)
-    }
-
-    /// Reads what is below all layers.
-    fn ground(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        // It may be smaller than the disk.
-        let there = self.base.len().saturating_sub(offset);
-        let there = usize::try_from(there)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        let (there, beyond) = bytes.split_at_mut(there);
-        beyond.fill(0);
-        if there.is_empty() {
-            return Ok(());
-        }
-        self.base.read(offset, there)
-    }
-
-    fn read(&self, block: u64, skip: usize, bytes: &mut [u8]) -> Result<()> {
-        match self.active.place(block) {
-            Place::Here => self.active.read(block, skip, bytes),
-            Place::Zero => {
-                bytes.fill(0);
-                Ok(())
-            }
-            Place::Below => self.below(self.frozen.len(), block, skip, bytes),
-        }
-    }
-}
-
-/// Parts of blocks that `len` bytes at `offset` are: block, bytes to skip in it, bytes.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset + done as u64;
-        let skip = usize::try_from(at % PAGE as u64).unwrap_or(0);
-        let count = (PAGE - skip).min(len - done);
-        done += count;
-        (count > 0).then_some((at / PAGE as u64, skip, count))
-    })
 }
 
 impl Disk {
@@ -205,14 +142,7 @@ impl BlockDevice for Disk {
 
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.check(offset, bytes.len() as u64)?;
-        let stack = self.shared.read();
-        let mut rest = bytes;
-        for (block, skip, count) in parts(offset, rest.len()) {
-            let (part, others) = rest.split_at_mut(count);
-            stack.read(block, skip, part)?;
-            rest = others;
-        }
-        Ok(())
+        self.shared.read().read(offset, bytes)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -227,9 +157,8 @@ impl BlockDevice for Disk {
         let (head, rest) = bytes.split_at(head);
         let (whole, tail) = rest.as_chunks::<PAGE>();
         let mut block = offset / PAGE as u64;
-        let top = stack.frozen.len();
         if !head.is_empty() {
-            let below = &mut |page: &mut [u8; PAGE]| stack.below(top, block, 0, page);
+            let below = &mut |page: &mut [u8; PAGE]| stack.below(block, page);
             stack.active.write_part(block, skip, head, below)?;
             block += 1;
         }
@@ -238,7 +167,7 @@ impl BlockDevice for Disk {
             block += whole.len() as u64;
         }
         if !tail.is_empty() {
-            let below = &mut |page: &mut [u8; PAGE]| stack.below(top, block, 0, page);
+            let below = &mut |page: &mut [u8; PAGE]| stack.below(block, page);
             stack.active.write_part(block, 0, tail, below)?;
         }
         Ok(())
