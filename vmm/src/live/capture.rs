@@ -106,6 +106,7 @@ impl Live {
             if let Err(error) = done {
                 // What was sent is nobody's any more.
                 self.pending = None;
+                self.wire.end();
                 return error;
             }
         }
@@ -334,9 +335,8 @@ impl Live {
     fn keep(&mut self, capture: &mut Capture, mut frames: Frames) -> Result<Rest, CaptureError> {
         let changes = &mut capture.changes;
         let left = changes.look()?;
-        let places = changes.places();
         if left > FEW {
-            match Guard::protect(self.device.as_ref(), &self.subject, places.clone()) {
+            match Guard::protect(self.device.as_ref(), &self.subject, changes.places()) {
                 Ok(guard) => {
                     changes.pass();
                     return Ok(Rest::Protected(guard));
@@ -348,9 +348,7 @@ impl Live {
                 Err(error) => log::debug!("Nothing is protected: {}", chain(&error)),
             }
         }
-        for place in places {
-            changes.copy(place, &mut frames, Zeroes::Send)?;
-        }
+        changes.copy_all(&mut frames)?;
         changes.pass();
         Ok(Rest::Copied(frames))
     }

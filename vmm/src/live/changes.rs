@@ -100,6 +100,21 @@ impl Changes {
         places.collect()
     }
 
+    /// Adds all pages that are left to `frames`, as [`copy`](Self::copy) does of a block.
+    pub fn copy_all(&mut self, frames: &mut Frames) -> Result<(), CaptureError> {
+        let Subject {
+            dirty, vm, memory, ..
+        } = &*self.subject;
+        let mut start = 0;
+        for (index, (region, left)) in memory.iter().zip(&mut self.left).enumerate() {
+            dirty.clear(&self.turn, vm, memory, (index, 0, left))?;
+            frames.add((region, start), 0, left, Zeroes::Send)?;
+            left.fill(0);
+            start += region.len();
+        }
+        Ok(())
+    }
+
     /// Adds the pages that are left of the block at `place` to `frames`. From then on, they are not left, and what the
     /// guest changes of them it has changed again.
     pub fn copy(

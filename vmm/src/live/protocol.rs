@@ -24,7 +24,15 @@
 //! ```
 //!
 //! Instead of any message of its own the VMM may say FAILED, the store LOST; both end the snapshot, and the next one counts
-//! from the one before. All that comes from the other side is taken for hostile: a [`Decoder`] holds one frame at most, and
+//! from the one before. Both can be on their way at once: after LOST, whatever comes before the next MEMORY is of the one
+//! that was given up, and FAILED with its number as well. A FREEZE is answered by FROZEN even if it comes too late. TAKE while
+//! neither KEPT nor LOST was said of the one before means LOST; in the middle of a snapshot it is an error.
+//!
+//! Whether there is a snapshot to count from is the VMM's to say: MEMORY is full if nothing is known of changes since, as of
+//! a guest that has just been started, and after somebody else took a snapshot by the API. A guest that was loaded from a
+//! snapshot with `track_dirty_pages` counts from that one.
+//!
+//! All that comes from the other side is taken for hostile: a [`Decoder`] holds one frame at most, and
 //! the first error is the end of the channel.
 
 use std::io::{self, Read};

@@ -1,6 +1,7 @@
 //! The channel to the store, which never keeps the guest waiting for ever.
 
 use std::io::{self, ErrorKind, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -63,6 +64,12 @@ impl Wire {
         if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, event) {
             log::error!("A descriptor is watched for nothing: {error}");
         }
+    }
+
+    /// Nothing more is said. The store sees that, whoever else may have the socket.
+    pub fn end(&self) {
+        // It may have ended by itself.
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     /// Waits until there is something to read or to [watch](Self::watch) or, if that is wanted, room to write, or until the
