@@ -202,6 +202,11 @@ mod tests {
                 .collect();
             prop_assert_eq!(found, bits);
         }
+    }
+
+    proptest! {
+        // Megabytes each.
+        #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
         fn frames_have_the_pages_asked_for_and_zeroes_only_if_they_are_wanted(

@@ -170,3 +170,69 @@ impl Brake {
         self.watchdog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE: WatchdogState = WatchdogState {
+        period: 10,
+        left: Some(Duration::from_secs(1)),
+    };
+
+    fn brake(paused: Option<WatchdogState>) -> (Brake, Arc<Gate>, Arc<Mutex<Watchdog>>) {
+        let gate = Arc::new(Gate::default());
+        if paused.is_some() {
+            gate.close();
+        }
+        let latch = Arc::new(ExitLatch::new().unwrap());
+        let watchdog = Arc::new(Mutex::new(Watchdog::new(Arc::new(|_| {})).unwrap()));
+        if paused.is_none() {
+            watchdog.lock().unwrap().restore(STATE);
+        }
+        let brake = Brake::new(gate.clone(), latch, watchdog.clone(), Vec::new(), paused);
+        (brake, gate, watchdog)
+    }
+
+    #[test]
+    fn a_guest_stands_still_as_long_as_anybody_holds_it() {
+        for [first, second] in [
+            [Holder::User, Holder::Capture],
+            [Holder::Capture, Holder::User],
+        ] {
+            let (brake, gate, _) = brake(None);
+            assert!(!brake.release(first));
+            brake.hold(first).unwrap();
+            assert!(gate.is_closed());
+            let left = brake.watchdog();
+            brake.hold(second).unwrap();
+            assert_eq!(brake.watchdog(), left);
+            assert!(!brake.release(first) && gate.is_closed());
+            assert!(!brake.is_held_by(first) && brake.is_held_by(second));
+            assert!(brake.release(second) && !gate.is_closed());
+            assert_eq!(brake.watchdog(), None);
+        }
+    }
+
+    #[test]
+    fn the_watchdog_stands_still_as_well() {
+        let (brake, _, watchdog) = brake(None);
+        brake.hold(Holder::Capture).unwrap();
+        assert_eq!(watchdog.lock().unwrap().state().left, None);
+        let left = brake.watchdog().unwrap().left.unwrap();
+        assert!(left <= Duration::from_secs(1));
+        brake.release(Holder::Capture);
+        assert!(watchdog.lock().unwrap().state().left.unwrap() <= left);
+    }
+
+    #[test]
+    fn a_guest_that_begins_paused_is_held_by_its_user() {
+        let (brake, gate, watchdog) = brake(Some(STATE));
+        assert!(brake.is_held_by(Holder::User));
+        brake.hold(Holder::Capture).unwrap();
+        assert_eq!(brake.watchdog(), Some(STATE));
+        assert!(!brake.release(Holder::Capture) && gate.is_closed());
+        assert!(brake.release(Holder::User) && !gate.is_closed());
+        assert!(watchdog.lock().unwrap().state().left.is_some());
+    }
+}
