@@ -169,6 +169,28 @@ fn in_a_jail_the_server_is_reached_below_its_root() {
 }
 
 #[test]
+fn a_server_is_called_before_the_jail_closes() {
+    if !have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let kernel = Code::new().count_on_disk(false).image();
+    let config = server.folder.path().join("config");
+    let drive: serde_json::Value = serde_json::from_str(&drive(&server.socket())).unwrap();
+    let text = json!({
+        "boot-source": { "kernel_image_path": kernel.path() },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 2 },
+        "drives": [drive]
+    });
+    fs::write(&config, text.to_string()).unwrap();
+    // Below its root, which is empty, there is no socket.
+    let mut vmm = Vmm::start(&["--jail", "--config-file", config.to_str().unwrap()]);
+    for count in 1..20 {
+        step(&mut vmm, &server, count);
+    }
+}
+
+#[test]
 fn a_killed_server_is_an_error_to_the_guest_until_the_drive_is_given_another() {
     if !have_kvm() {
         return;
