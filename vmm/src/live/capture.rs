@@ -10,7 +10,7 @@ use api::model::Document;
 use super::changes::Changes;
 use super::error::{CaptureError, WireError};
 use super::frames::{Frames, Zeroes};
-use super::guard::Guard;
+use super::guard::{Guard, GuardError};
 use super::protocol::{
     End, Failure, HEADER, Kept, Memory, Message, Order, PAGE, Report, Take, encode_state,
 };
@@ -59,7 +59,8 @@ struct Capture {
 
 /// Pages that are sent when the guest goes on.
 enum Rest {
-    Copied(Frames),
+    /// With what could have protected them, whose end takes time.
+    Copied(Frames, Option<Guard>),
     Protected(Guard),
 }
 
@@ -205,11 +206,14 @@ impl Live {
 
         let state = file::encode(&state).map_err(crate::snapshot::SnapshotError::from)?;
         let (copied, protected) = match &rest {
-            Rest::Copied(frames) => (frames.pages(), 0),
+            Rest::Copied(frames, _) => (frames.pages(), 0),
             Rest::Protected(guard) => (0, guard.blocks()),
         };
         match rest {
-            Rest::Copied(frames) => self.send(&mut capture, &frames, None)?,
+            Rest::Copied(frames, guard) => {
+                drop(guard);
+                self.send(&mut capture, &frames, None)?;
+            }
             Rest::Protected(mut guard) => {
                 self.wire.watch(guard.fd()).map_err(WireError::Io)?;
                 let sent = self.send_protected(&mut capture, &mut guard);
@@ -293,10 +297,11 @@ impl Live {
         // What is touched for the first time costs most.
         let room = left.saturating_mul(2).clamp(256, FEW);
         let frames = Frames::with_room(room);
+        let guard = self.prepare(capture, left);
         let _standing = subject.standing.lock();
         let start = Instant::now();
         brake.hold(Holder::Capture)?;
-        let instant = self.instant(capture, document.clone(), frames);
+        let instant = self.instant(capture, document.clone(), (frames, guard));
         brake.release(Holder::Capture);
         let pause = start.elapsed();
         let (state, rest) = instant?;
@@ -310,7 +315,7 @@ impl Live {
         &mut self,
         capture: &mut Capture,
         document: Document,
-        frames: Frames,
+        means: (Frames, Option<Result<Guard, GuardError>>),
     ) -> Result<(State, Rest), CaptureError> {
         let subject = self.subject.clone();
         let watchdog = self.brake.watchdog();
@@ -325,18 +330,28 @@ impl Live {
         };
         subject.with_state(about, freeze, |state| {
             let mut live = wire.borrow_mut();
-            let rest = live.keep(capture, frames)?;
+            let rest = live.keep(capture, means)?;
             live.wait_until_frozen(capture)?;
             Ok((state, rest))
         })
     }
 
     /// Copies what is left, or protects it.
-    fn keep(&mut self, capture: &mut Capture, mut frames: Frames) -> Result<Rest, CaptureError> {
+    fn keep(
+        &mut self,
+        capture: &mut Capture,
+        (mut frames, guard): (Frames, Option<Result<Guard, GuardError>>),
+    ) -> Result<Rest, CaptureError> {
         let changes = &mut capture.changes;
         let left = changes.look()?;
+        let mut idle = None;
         if left > FEW {
-            match Guard::protect(self.device.as_ref(), &self.subject, changes.places()) {
+            let guard = guard.unwrap_or_else(|| Guard::new(self.device.as_ref(), &self.subject));
+            let protected = guard.and_then(|mut guard| {
+                guard.protect(&changes.places())?;
+                Ok(guard)
+            });
+            match protected {
                 Ok(guard) => {
                     changes.pass();
                     return Ok(Rest::Protected(guard));
@@ -347,10 +362,21 @@ impl Live {
                 }
                 Err(error) => log::debug!("Nothing is protected: {}", chain(&error)),
             }
+        } else {
+            idle = guard.and_then(Result::ok);
         }
         changes.copy_all(&mut frames)?;
         changes.pass();
-        Ok(Rest::Copied(frames))
+        Ok(Rest::Copied(frames, idle))
+    }
+
+    /// Prepares to protect pages, if it looks as if that was needed.
+    fn prepare(&self, capture: &Capture, left: usize) -> Option<Result<Guard, GuardError>> {
+        (left > FEW).then(|| {
+            let guard = Guard::new(self.device.as_ref(), &self.subject)?;
+            guard.rehearse(&capture.changes.places())?;
+            Ok(guard)
+        })
     }
 
     /// Asks for the disks to be frozen. Where the store is still busy with what came before, there is no snapshot.

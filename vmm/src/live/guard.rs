@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryBackend;
@@ -17,6 +16,8 @@ use crate::userfault::{Event, Features, Modes, Userfault, UserfaultError, Wake, 
 
 /// Most bytes of copies that wait to be sent.
 const MAX_WAITING: usize = 8 << 20;
+/// How many blocks are protected for a moment together: who writes to one waits for all of them.
+const REHEARSED: usize = 8;
 /// How long anything is protected at most, whatever the store does.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -73,12 +74,8 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Protects the blocks of `subject` at `places`, each of which is protected by now or nothing is.
-    pub fn protect(
-        device: Option<&File>,
-        subject: &Arc<Subject>,
-        places: Vec<Place>,
-    ) -> Result<Self, GuardError> {
+    /// Can protect the memory of `subject`, and has protected nothing yet.
+    pub fn new(device: Option<&File>, subject: &Subject) -> Result<Self, GuardError> {
         const FEATURES: Features = Features::WRITE_PROTECT
             .and(Features::WRITE_PROTECT_SHARED)
             .and(Features::WRITE_PROTECT_UNPOPULATED);
@@ -101,25 +98,45 @@ impl Guard {
             guard.userfault.register(region, modes)?;
             guard.registered += 1;
         }
-        // Blocks that are next to each other at once.
-        let mut run: Option<(u64, u64)> = None;
-        for place in places {
-            let (start, bytes) = guard.place(place);
-            run = match run {
-                Some((from, len)) if from + len == start => Some((from, len + bytes)),
-                other => {
-                    if let Some((start, bytes)) = other {
-                        guard.switch("write-protect", start, bytes, true)?;
-                    }
-                    Some((start, bytes))
-                }
-            };
-            guard.blocks.insert(place);
-        }
-        if let Some((start, bytes)) = run {
-            guard.switch("write-protect", start, bytes, true)?;
-        }
         Ok(guard)
+    }
+
+    /// Protects the blocks at `places` for a moment each, while the guest runs: what costs most, taking thousands of pages
+    /// out of KVM's page tables, is done then, and when the guest stands still only for those that it has touched since.
+    pub fn rehearse(&self, places: &[Place]) -> Result<(), GuardError> {
+        for places in places.chunks(REHEARSED) {
+            for (start, bytes) in self.runs(places) {
+                self.switch("write-protect", start, bytes, true)?;
+                self.switch("let go of", start, bytes, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Protects the blocks at `places`, all of them or, after an error, none.
+    pub fn protect(&mut self, places: &[Place]) -> Result<(), GuardError> {
+        self.since = Instant::now();
+        for (start, bytes) in self.runs(places) {
+            if let Err(error) = self.switch("write-protect", start, bytes, true) {
+                self.end();
+                return Err(error);
+            }
+        }
+        self.blocks.extend(places);
+        Ok(())
+    }
+
+    /// First address and bytes of the blocks at `places`, of those that are next to each other together.
+    fn runs(&self, places: &[Place]) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for place in places {
+            let (start, bytes) = self.place(*place);
+            match runs.last_mut() {
+                Some((from, len)) if *from + *len == start => *len += bytes,
+                _ => runs.push((start, bytes)),
+            }
+        }
+        runs
     }
 
     /// Readable when somebody waits.
