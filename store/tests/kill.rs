@@ -28,7 +28,7 @@ use store::medium::Directory;
 use store::{BlockDevice, Disk, Error, Info, PAGE, Result, Spec, Store, Thoroughness};
 use tempfile::TempDir;
 
-use self::workload::{Dice, options, snapshot, step};
+use self::workload::{Dice, attach, options, snapshot, step};
 
 /// Names the folder of the process that is to be killed.
 const FOLDER: &str = "DARUMA_KILL_FOLDER";
@@ -280,6 +280,7 @@ fn look(folder: &Path, all: &[Seen], what: &str) -> u64 {
         }
         Err(error) => panic!("{what}: {error:?}"),
     }
+    images(&store, what);
     let collected = store.collect(Thoroughness::All, &mut |_, _| {}).unwrap();
     assert_eq!(collected.damaged, 0, "{what}");
     assert_eq!(store.list().unwrap(), found, "{what}");
@@ -290,6 +291,24 @@ fn look(folder: &Path, all: &[Seen], what: &str) -> u64 {
     assert_eq!(store.list().unwrap().len(), found.len() + 1, "{what}");
     whole(&store, what);
     heard
+}
+
+/// Disks on images, which the steps have made: they can be read, and then they go, and nobody says any longer where the
+/// images are.
+fn images(store: &Store, what: &str) {
+    attach(store);
+    whole(store, what);
+    for info in store.disks().unwrap() {
+        let read = store.open_disk(&info.name).and_then(|disk| {
+            let mut bytes = vec![0; usize::try_from(info.len).unwrap()];
+            disk.read_at(0, &mut bytes)
+        });
+        read.unwrap_or_else(|error| panic!("{what}: {info:?}: {error}"));
+        store.remove_disk(&info.name).unwrap();
+    }
+    for (info, _) in store.images().unwrap() {
+        store.detach(&info.id);
+    }
 }
 
 /// Every chunk is there, with its hash, and every reference is counted.
