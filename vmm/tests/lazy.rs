@@ -12,6 +12,8 @@
 mod client;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod guest;
+#[expect(dead_code, reason = "other tests need more of it")]
+mod store;
 mod trace;
 
 use std::fs::{self, File};
@@ -259,6 +261,48 @@ fn a_guest_goes_on_with_every_byte_of_its_memory_and_can_be_saved_again() {
 
         // And what was saved of it goes on from a file.
         saved.count = 2;
+        let mut vmm = saved.vmm(&[]);
+        load(
+            &mut vmm,
+            &json!({
+                "snapshot_path": saved.seen("state2"), "mem_file_path": saved.seen("memory2"), "resume_vm": true
+            }),
+        );
+        saved.step(&mut vmm, "disk");
+    }
+}
+
+#[test]
+fn a_guest_whose_memory_is_served_is_saved_while_it_runs() {
+    if !have_kvm() {
+        return;
+    }
+    for (pci, jail) in [(false, Jail::Off), (true, Jail::On)] {
+        let mut saved = Saved::new(pci, jail, &[]);
+        let handler = saved.serve("socket", ON_DEMAND);
+        let arguments: Vec<_> = saved.arguments.iter().map(String::as_str).collect();
+        let (mut vmm, mut store) = store::start(&arguments);
+        let mut request = saved.request("socket");
+        request["track_dirty_pages"] = true.into();
+        thread::sleep(Duration::from_millis(100));
+        load(&mut vmm, &request);
+        // Counted from what it came from, most of which is not there yet.
+        store.image = fs::read(saved.path("memory")).unwrap();
+        for _ in 0..3 {
+            saved.step(&mut vmm, "disk");
+            assert!(!store.took(false).memory.full);
+        }
+        let changes = store.took(false);
+        let full = store.took(true);
+        assert!(changes.image == full.image);
+        saved.step(&mut vmm, "disk");
+        assert!(store.took(false).end.pages > 0);
+        kill(vmm);
+        let report = handler.end().unwrap();
+        assert_eq!(report.faults.len() as u64, MEMORY / 4096);
+        // The one before the last step.
+        full.write(&saved.path("state2"), &saved.path("memory2"));
+        saved.count -= 1;
         let mut vmm = saved.vmm(&[]);
         load(
             &mut vmm,

@@ -51,10 +51,10 @@ pub struct Channel {
 impl Channel {
     /// Over `socket`.
     pub fn new(socket: UnixStream) -> Self {
-        let device = match opened::take(Kind::Write, userfault::DEVICE) {
-            Some(device) => Some(File::from(device)),
-            None => userfault::open_device().ok(),
-        };
+        // What was opened ahead is for a jail, and may be wanted by others.
+        let device = userfault::open_device();
+        let kept = || opened::take(Kind::Write, userfault::DEVICE).map(File::from);
+        let device = device.ok().or_else(kept);
         Self { socket, device }
     }
 }
