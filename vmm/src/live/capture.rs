@@ -30,6 +30,8 @@ const MANY: usize = (64 << 20) / PAGE;
 const ROUNDS: usize = 4;
 /// How long the store has to freeze the disks: the guest stands still.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the store has to read what was sent before the guest is stopped: that it freezes the disks comes behind.
+const READ_PATIENCE: Duration = Duration::from_millis(100);
 /// How long it waits at a time for the store to take something.
 const TURN: Duration = Duration::from_secs(1);
 /// How long the main thread has to say what the guest is made of.
@@ -297,6 +299,7 @@ impl Live {
         // What is touched for the first time costs most.
         let room = left.saturating_mul(2).clamp(256, FEW);
         let frames = Frames::with_room(room);
+        self.wire.wait_until_read(READ_PATIENCE)?;
         let guard = self.prepare(capture, left);
         let _standing = subject.standing.lock();
         let start = Instant::now();

@@ -12,6 +12,7 @@
 //! either: of pages that are not sent yet there are copies of a few megabytes at most. A guest that writes to a protected
 //! page waits until that page is copied, and so never longer than the store may take.
 
+mod backlog;
 mod capture;
 mod changes;
 mod error;

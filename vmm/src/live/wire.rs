@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::backlog::is_read;
 use super::error::WireError;
 use super::protocol::{Decoder, Order};
 use crate::latch::ExitLatch;
@@ -94,6 +95,16 @@ impl Wire {
         }
         if self.latch.is_set() {
             return Err(WireError::Ended);
+        }
+        Ok(())
+    }
+
+    /// Waits until the store has read all that was sent, but not longer than `patience`: what is said next is then heard at
+    /// once.
+    pub fn wait_until_read(&mut self, patience: Duration) -> Result<(), WireError> {
+        let start = Instant::now();
+        while start.elapsed() < patience && !is_read(&self.socket).map_err(WireError::Io)? {
+            self.wait(false, Some(Duration::ZERO))?;
         }
         Ok(())
     }

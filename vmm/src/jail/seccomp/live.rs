@@ -4,7 +4,7 @@
 
 use super::requests::{
     KVM_CLEAR_DIRTY_LOG, KVM_GET_CLOCK, KVM_GET_DIRTY_LOG, KVM_GET_IRQCHIP,
-    KVM_SET_USER_MEMORY_REGION, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER,
+    KVM_SET_USER_MEMORY_REGION, TIOCOUTQ, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER,
     UFFDIO_WRITEPROTECT, USERFAULTFD_IOC_NEW,
 };
 use super::rule::{Rule, call, is, own_pid};
@@ -19,6 +19,7 @@ pub const RULES: &[Rule] = &[
         .when(&[is(1, KVM_SET_USER_MEMORY_REGION)]),
     call!(SYS_ioctl, "which pages have changed").when(&[is(1, KVM_GET_DIRTY_LOG)]),
     call!(SYS_ioctl, "what is copied has not changed since").when(&[is(1, KVM_CLEAR_DIRTY_LOG)]),
+    call!(SYS_ioctl, "whether the store has read what was sent").when(&[is(1, TIOCOUTQ)]),
     call!(SYS_ioctl, "control of writes to memory").when(&[is(1, USERFAULTFD_IOC_NEW)]),
     call!(SYS_ioctl, "control of writes to memory").when(&[is(1, UFFDIO_API)]),
     call!(SYS_ioctl, "control of writes to memory").when(&[is(1, UFFDIO_REGISTER)]),

@@ -287,6 +287,7 @@ mod tests {
             (ThreadKind::Memory, 25),
             // More than a device's: no number was set for it.
             (ThreadKind::Hotplug, 65),
+            (ThreadKind::Live, 50),
         ] {
             let calls = calls(kind);
             println!("{}: {} of {limit}: {calls:?}", kind.name(), calls.len());

@@ -54,6 +54,8 @@ pub const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 pub const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 /// Sets the mode of a terminal.
 pub const TCSETS: u32 = 0x5402;
+/// Says how much of what was written to a socket was not read.
+pub const TIOCOUTQ: u32 = 0x5411;
 /// Makes calls on a descriptor wait, or not.
 pub const FIONBIO: u32 = 0x5421;
 /// Discards a range of a block device.
