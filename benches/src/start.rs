@@ -44,6 +44,38 @@ pub fn measure(laboratory: &Laboratory) -> Result<Vec<Metric>> {
     ])
 }
 
+/// Measures `snap.restore_*`: the median of three each.
+pub fn restore(laboratory: &Laboratory) -> Result<Vec<Metric>> {
+    let samples = laboratory.run("restore")?;
+    let ms = |how: &str, field: &str| {
+        let us = samples.middle(&[("vmm", how)], field);
+        us.map(|us| us / 1000.0)
+    };
+    let virtual_ms = |name: &str, ms: f64| Metric::new(name, ms, "ms", Clock::Virtual);
+    let mut metrics = Vec::new();
+    // From a program, as from the store, with the working set of before; the first is what is promised.
+    for (suffix, how) in [
+        ("", "working-set"),
+        (".jailed", "working-set-jailed"),
+        (".on_demand", "demand"),
+        (".file", "file"),
+    ] {
+        let loaded = virtual_ms(
+            &format!("snap.restore_loaded_ms{suffix}"),
+            ms(how, "loaded_us")?,
+        );
+        let output = virtual_ms(
+            &format!("snap.restore_first_output_ms{suffix}"),
+            ms(how, "output_us")?,
+        );
+        metrics.extend(match suffix {
+            "" => [loaded.at_most(2.0), output.at_most(6.0)],
+            _ => [loaded, output],
+        });
+    }
+    Ok(metrics)
+}
+
 /// Measures `vmm.overhead_kib` with a disk, a network interface and a vsock.
 pub fn overhead(laboratory: &Laboratory) -> Result<Vec<Metric>> {
     let samples = laboratory.run("devices")?;

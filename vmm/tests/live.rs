@@ -16,6 +16,7 @@ mod trace;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use serde_json::json;
 use store::{Store, Taken};
 use tempfile::{NamedTempFile, TempDir};
 use vmm::live::protocol::{Failure, Message, Order, Report, Take};
+use vmm::userfault::handler::{Connection, Content, End as ServedEnd, Page, Plan, SourceError};
 
 /// Where the guest's sweeps begin.
 const FIRST: usize = 4 << 20;
@@ -598,5 +600,65 @@ fn a_disk_that_is_written_to_is_frozen_with_what_the_guest_has_seen() {
         vmm.done("PUT", "/snapshot/load", &load.to_string());
         step(&mut vmm);
         assert_eq!(fs::read(disk.path()).unwrap()[0], at + 1);
+    }
+}
+
+#[test]
+fn a_guest_whose_memory_is_still_served_is_saved_or_the_store_hears_why_and_afterwards_it_is() {
+    if !have_kvm() {
+        return;
+    }
+    let (world, mut vmm, mut store) = start(Shape { pci: true, ..LARGE });
+    let before = sweep_on(&mut vmm);
+    let taken = store.took(true);
+    assert!(world.sweep_of(&taken) >= before);
+    vmm.child.kill().unwrap();
+    vmm.child.wait().unwrap();
+    taken.write(&world.path("state"), &world.path("memory"));
+
+    let listener = UnixListener::bind(world.path("pager")).unwrap();
+    let memory = taken.image;
+    let pager = std::thread::spawn(move || {
+        let stream = listener.accept().unwrap().0;
+        let mut source = |offset: u64, page: &mut Page| -> Result<Content, SourceError> {
+            let offset = usize::try_from(offset)?;
+            page.copy_from_slice(&memory[offset..][..4096]);
+            Ok(Content::Data)
+        };
+        let plan = Plan {
+            prefetch: Vec::new(),
+            fill_after: Some(Duration::from_millis(500)),
+        };
+        let connection = Connection::accept(stream, memory.len() as u64).unwrap();
+        connection.serve(&plan, &mut source).unwrap()
+    });
+    let log = world.path("log");
+    let (mut vmm, mut store) = store::start(&["--log-path", log.to_str().unwrap()]);
+    let backend = json!({ "backend_type": "Uffd", "backend_path": world.place("pager") });
+    let load = json!({
+        "snapshot_path": world.place("state"), "mem_backend": backend,
+        "resume_vm": true, "vsock_override": { "uds_path": world.place("other") }
+    });
+    vmm.done("PUT", "/snapshot/load", &load.to_string());
+    let mut at = sweep_on(&mut vmm);
+    match store.take(true) {
+        Ok(taken) => {
+            let found = world.sweep_of(&taken);
+            assert!(found >= at, "{found} {at}");
+            println!("at sweep {found}: {:?}", taken.end);
+            store.keep(&taken);
+        }
+        Err(failure) => assert!(
+            failure.reason.contains("Cannot control"),
+            "{}",
+            failure.reason
+        ),
+    }
+    assert_eq!(pager.join().unwrap().end, ServedEnd::AllServed);
+    for _ in 0..2 {
+        at = sweep_on(&mut vmm).max(at);
+        let taken = store.took(false);
+        let found = world.sweep_of(&taken);
+        assert!(found >= at, "{found} {at}");
     }
 }

@@ -50,7 +50,7 @@ struct Benches {
     laboratory: Laboratory,
 }
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     Part {
         names: &["size"],
         what: "what lies in flash",
@@ -75,6 +75,11 @@ const PARTS: [Part; 7] = [
         names: &["vmm.start_", "vmm.jail_ms", "vmm.overhead_kib.bare"],
         what: "starts of one guest, by daruma-vmm and by QEMU's microvm",
         measure: |benches| start::measure(&benches.laboratory),
+    },
+    Part {
+        names: &["snap.restore_"],
+        what: "a guest that goes on from its snapshot",
+        measure: |benches| start::restore(&benches.laboratory),
     },
     Part {
         names: &["vmm.overhead_kib"],

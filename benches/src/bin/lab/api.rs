@@ -34,6 +34,11 @@ pub fn command(number: usize) -> Result<Command> {
     Ok(command)
 }
 
+/// Another client.
+pub fn connect(number: usize) -> Result<UnixStream> {
+    Ok(UnixStream::connect(socket(number))?)
+}
+
 /// Configures and starts `guest`; returns when the first answer came.
 pub fn start(child: &mut Child, guest: &Guest, number: usize) -> Result<u64> {
     let mut client = loop {
@@ -56,7 +61,8 @@ pub fn start(child: &mut Child, guest: &Guest, number: usize) -> Result<u64> {
     Ok(answered)
 }
 
-fn ask(client: &mut UnixStream, method: &str, path: &str, body: &Value) -> Result<()> {
+/// Sends a request, which is to succeed.
+pub fn ask(client: &mut UnixStream, method: &str, path: &str, body: &Value) -> Result<()> {
     let body = match body {
         Value::Null => String::new(),
         body => body.to_string(),

@@ -12,6 +12,7 @@ mod api;
 mod guest;
 mod measure;
 mod network;
+mod restore;
 mod system;
 mod vmm;
 
@@ -20,6 +21,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use crate::restore::Source;
 use crate::vmm::{Guest, Machine, Vmm};
 
 /// What the guest's init says first.
@@ -72,6 +74,7 @@ fn experiment(word: &str) -> Result<()> {
         "blk" => blk(),
         "net" => net(),
         "many" => many(),
+        "restore" => restore(),
         other => bail!("No experiment is called {other}"),
     }
 }
@@ -152,6 +155,23 @@ fn many() -> Result<()> {
     for count in [1, 1, 1, MANY] {
         let us = measure::many(&guest, count)?;
         report("many", "daruma", json!({ "count": count, "us": us }));
+    }
+    Ok(())
+}
+
+/// A guest that goes on from its snapshot: three times each.
+fn restore() -> Result<()> {
+    restore::save(&Guest::bare("vmlinux", "tick", GUEST_MIB))?;
+    let mut needed = Vec::new();
+    for (name, source, jail) in [
+        ("file", Source::File, false),
+        ("demand", Source::Demand, false),
+        ("working-set", Source::WorkingSet, false),
+        ("working-set-jailed", Source::WorkingSet, true),
+    ] {
+        for _ in 0..3 {
+            report("restore", name, restore::start(source, jail, &mut needed)?);
+        }
     }
     Ok(())
 }

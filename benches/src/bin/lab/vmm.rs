@@ -349,7 +349,7 @@ fn qemu(guest: &Guest, machine: Machine, aio: &str, iothread: bool) -> Command {
     unsafe_code,
     reason = "only fcntl(2) in the child can clear the flag for it alone"
 )]
-fn keep_open(command: &mut Command, descriptor: i32) {
+pub fn keep_open(command: &mut Command, descriptor: i32) {
     let clear = move || {
         // SAFETY: fcntl(2) is async-signal-safe and takes no pointer here.
         match unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } {
@@ -361,20 +361,26 @@ fn keep_open(command: &mut Command, descriptor: i32) {
     unsafe { command.pre_exec(clear) };
 }
 
+/// The next event of ours on `socket`, which must be called `name`.
+pub fn event(socket: &mut BufReader<UnixStream>, name: &str) -> Result<Value> {
+    let mut line = String::new();
+    socket.read_line(&mut line)?;
+    let event: Value = serde_json::from_str(&line)
+        .with_context(|| format!("The VMM says {line:?} instead of an event"))?;
+    if event["event"] != name {
+        bail!("The VMM says {line}");
+    }
+    Ok(event)
+}
+
 impl Running {
     /// The next event of ours, which must be called `name`.
     pub fn event(&mut self, name: &str) -> Result<Value> {
-        let mut line = String::new();
-        self.socket.read_line(&mut line)?;
+        let event = event(&mut self.socket, name);
         if self.hung.load(Ordering::Relaxed) {
             bail!("The guest hung");
         }
-        let event: Value = serde_json::from_str(&line)
-            .with_context(|| format!("The VMM says {line:?} instead of an event"))?;
-        if event["event"] != name {
-            bail!("The VMM says {line}");
-        }
-        Ok(event)
+        event
     }
 
     /// Reads the console until the guest's init has spoken; returns the microseconds since the start.

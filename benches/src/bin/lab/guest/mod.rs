@@ -11,6 +11,7 @@ mod phase;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -19,6 +20,9 @@ use crate::{MARKER, system};
 
 /// I/O port of the boot timer and the byte that stops it (Firecracker's boot timer device).
 const BOOT_TIMER: (u64, u8) = (0x3f0, 123);
+
+/// Between two words of a guest that talks all the time.
+const TICK: Duration = Duration::from_micros(50);
 
 /// Says that init was reached, stops the boot timer, works, powers off.
 pub fn main() -> ! {
@@ -44,12 +48,23 @@ pub fn main() -> ! {
     system::power_off();
 }
 
+/// Says something all the time, and so as soon as it goes on from a snapshot.
+fn tick() -> Result<()> {
+    let mut console = File::create("/dev/console")?;
+    loop {
+        console.write_all(b".")?;
+        let start = Instant::now();
+        while start.elapsed() < TICK {}
+    }
+}
+
 fn work(words: &[String]) -> Result<()> {
     let mut phases = Phases::new(words.iter().any(|word| word == "alone"));
     for word in words {
         match word.as_str() {
             "blk" => blk::work(&mut phases)?,
             "net" => net::work(&mut phases)?,
+            "tick" => tick()?,
             "alone" | "stay" => {}
             other => bail!("No work is called {other}"),
         }
