@@ -59,26 +59,6 @@ pub const RULES: &[Rule] = &[
         "the guest resets a disk that waits for its file"
     )
     .rare("only a reset that comes while requests are in flight"),
-    call!(
-        SYS_sendmsg,
-        "the guest resets a disk of a server's: what has not gone yet"
-    )
-    .rare("only a reset that comes while requests are in flight"),
-    call!(
-        SYS_recvmsg,
-        "the guest resets a disk of a server's: what has not come yet"
-    )
-    .rare("only a reset that comes while requests are in flight"),
-    call!(
-        SYS_epoll_ctl,
-        "the guest resets a disk of a server's, which takes requests more slowly than they go"
-    )
-    .rare("only a reset that comes while the socket is full"),
-    call!(
-        SYS_epoll_wait,
-        "the guest resets a disk of a server's, which is waited for"
-    )
-    .rare("only a reset that comes while requests are in flight"),
     call!(SYS_eventfd2, "the event of an interrupt message"),
     call!(
         SYS_timerfd_settime,

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use libc::iovec;
@@ -23,6 +24,9 @@ use super::protocol::{self, REPLY_LEN, REQUEST_LEN, Reply, Request};
 /// How often it is looked whether the server still does something. One that has not moved a byte between two looks, with
 /// requests in flight, is given up: after 15 to 30 seconds.
 const TICK: Duration = Duration::from_secs(15);
+/// How long a thread that waits for the last replies waits before it looks again. It has no other means: a vCPU's thread may
+/// not wait for descriptors.
+const NAP: Duration = Duration::from_micros(50);
 /// Most bytes taken in one turn: the device has other things to do.
 const TURN_BYTES: usize = 16 << 20;
 
@@ -63,6 +67,16 @@ enum Incoming {
     },
 }
 
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Many pieces in one call, and what has to be waited for is watched: by the device's thread.
+    Watched,
+    /// One piece in each call, and then again: by whoever stops the device, which may be a vCPU's thread. Its filter permits
+    /// little, and this is rare.
+    Plain,
+}
+
 /// A connection with work in flight.
 pub(super) struct Link {
     /// `None` when the server is given up.
@@ -80,6 +94,8 @@ pub(super) struct Link {
     header_filled: usize,
     /// Pieces of work that have not ended.
     in_flight: usize,
+    /// The thread that starts work.
+    owner: Option<ThreadId>,
     ended: VecDeque<(u16, io::Result<()>)>,
     /// So that a handle is not used again soon.
     sequence: u64,
@@ -107,6 +123,7 @@ impl Link {
             header: [0; REPLY_LEN],
             header_filled: 0,
             in_flight: 0,
+            owner: None,
             ended: VecDeque::new(),
             sequence: 0,
             timer: TimerFd::new()?,
@@ -156,8 +173,17 @@ impl Link {
         self.outgoing.push_back(token);
     }
 
+    /// How the thread that asks may move bytes.
+    fn manner(&self) -> Manner {
+        if self.owner == Some(thread::current().id()) {
+            Manner::Watched
+        } else {
+            Manner::Plain
+        }
+    }
+
     /// Sends as much as the socket takes.
-    fn send(&mut self) {
+    fn send(&mut self, manner: Manner) {
         while let Some(stream) = self.stream.as_ref().filter(|_| !self.outgoing.is_empty()) {
             self.vectors.clear();
             for token in &self.outgoing {
@@ -171,11 +197,22 @@ impl Link {
                     break;
                 }
             }
-            let message = message(&mut self.vectors);
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // SAFETY: the vectors are headers of ours and guest memory, which the engine keeps mapped as long as its
-            // work is here; the call only reads them.
-            let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, flags) };
+            let (fd, flags) = (stream.as_raw_fd(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+            let sent = match manner {
+                Manner::Watched => {
+                    let message = message(&mut self.vectors);
+                    // SAFETY: the vectors are headers of ours and guest memory, which the engine keeps mapped as long as
+                    // its work is here; the call only reads them.
+                    unsafe { libc::sendmsg(fd, &raw const message, flags) }
+                }
+                Manner::Plain => {
+                    let Some(first) = self.vectors.first() else {
+                        break;
+                    };
+                    // SAFETY: as above, for the first of the vectors.
+                    unsafe { libc::send(fd, first.iov_base, first.iov_len, flags) }
+                }
+            };
             match usize::try_from(sent) {
                 Ok(sent) => self.sent(sent),
                 Err(_) => match io::Error::last_os_error() {
@@ -185,7 +222,9 @@ impl Link {
                 },
             }
         }
-        self.want_room(!self.outgoing.is_empty());
+        if manner == Manner::Watched {
+            self.want_room(!self.outgoing.is_empty());
+        }
     }
 
     /// Takes off what has gone.
@@ -222,7 +261,7 @@ impl Link {
     }
 
     /// Takes what the server has sent.
-    fn receive(&mut self) {
+    fn receive(&mut self, manner: Manner) {
         let mut turn = 0;
         while let Some(stream) = self.stream.as_ref().filter(|_| turn < TURN_BYTES) {
             self.vectors.clear();
@@ -242,11 +281,22 @@ impl Link {
                 let header = vector(rest.as_mut_ptr(), rest.len());
                 push(&mut self.vectors, &[header], rest.len());
             }
-            let mut message = message(&mut self.vectors);
-            // SAFETY: the vectors are our header and guest memory, which the engine keeps mapped as long as its work is
-            // here, and to which nothing in this process holds a reference.
-            let received =
-                unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+            let fd = stream.as_raw_fd();
+            let received = match manner {
+                Manner::Watched => {
+                    let mut message = message(&mut self.vectors);
+                    // SAFETY: the vectors are our header and guest memory, which the engine keeps mapped as long as its
+                    // work is here, and to which nothing in this process holds a reference.
+                    unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) }
+                }
+                Manner::Plain => {
+                    let Some(first) = self.vectors.first() else {
+                        return;
+                    };
+                    // SAFETY: as above, for the first of the vectors.
+                    unsafe { libc::read(fd, first.iov_base, first.iov_len) }
+                }
+            };
             match usize::try_from(received) {
                 Ok(0) => return self.give_up(&"the server has closed the connection"),
                 Ok(received) => {
@@ -352,10 +402,12 @@ impl Link {
 
     /// Sends and takes what can be, without waiting.
     fn turn(&mut self) {
+        let manner = self.manner();
         self.look();
-        self.receive();
-        if !self.outgoing.is_empty() {
-            self.send();
+        self.receive(manner);
+        // Room that is wanted no more is not waited for either.
+        if !self.outgoing.is_empty() || (self.wants_room && manner == Manner::Watched) {
+            self.send(manner);
         }
     }
 
@@ -406,6 +458,7 @@ impl Remote for Link {
 
     fn queue(&mut self, token: u16, work: &mut Work) {
         self.in_flight += 1;
+        self.owner = Some(thread::current().id());
         let slot = self.slot(token);
         std::mem::swap(&mut slot.work, work);
         slot.left = slot.work.len;
@@ -422,7 +475,7 @@ impl Remote for Link {
 
     fn submit(&mut self) {
         if !self.outgoing.is_empty() {
-            self.send();
+            self.send(self.manner());
         }
     }
 
@@ -447,9 +500,7 @@ impl Remote for Link {
             if !self.ended.is_empty() || self.in_flight == 0 {
                 return;
             }
-            if let Err(error) = sleep(self.epoll, self.look) {
-                self.give_up(&error);
-            }
+            thread::park_timeout(NAP);
         }
     }
 
@@ -544,22 +595,5 @@ fn control(epoll: RawFd, operation: i32, fd: RawFd, events: i32) -> io::Result<(
     match unsafe { libc::epoll_ctl(epoll, operation, fd, &raw mut event) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Waits for any event of `epoll`, at most until a little after `until`.
-fn sleep(epoll: RawFd, until: Option<Instant>) -> io::Result<()> {
-    let until = until.map_or(TICK, |until| {
-        until.saturating_duration_since(Instant::now())
-    });
-    let milliseconds = i32::try_from(until.as_millis()).unwrap_or(i32::MAX - 1) + 1;
-    let mut event = libc::epoll_event { events: 0, u64: 0 };
-    // SAFETY: there is room for the one event that is asked for.
-    match unsafe { libc::epoll_wait(epoll, &raw mut event, 1, milliseconds) } {
-        0.. => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == ErrorKind::Interrupted => Ok(()),
-            error => Err(error),
-        },
     }
 }
