@@ -11,6 +11,8 @@ use serde::Serialize;
 pub enum Clock {
     /// Instructions of the machine, 1 ns each.
     Virtual,
+    /// Time of one processor of this computer, spent on nothing else.
+    Processor,
     /// No time at all: bytes, ratios.
     None,
 }

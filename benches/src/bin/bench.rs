@@ -15,7 +15,7 @@ use std::thread;
 use ::tests::Image;
 use anyhow::{Context, Error, Result, bail};
 use benches::laboratory::Laboratory;
-use benches::{Metric, blk, chain, many, metric, net, start};
+use benches::{Metric, blk, chain, many, metric, net, start, store};
 use clap::Parser;
 
 /// Measures the whole chain in virtual time.
@@ -90,6 +90,11 @@ const PARTS: [Part; 8] = [
         names: &["many"],
         what: "many guests at once",
         measure: |benches| many::measure(&benches.laboratory),
+    },
+    Part {
+        names: &["store"],
+        what: "pages into the store and out of it, verified",
+        measure: |_| store::measure(),
     },
 ];
 
