@@ -50,7 +50,7 @@ struct Benches {
     laboratory: Laboratory,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part {
         names: &["size"],
         what: "what lies in flash",
