@@ -8,6 +8,11 @@ const EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 /// Part of each kind's table, and counted there.
 pub const RULES: &[Rule] = &[
     call!(SYS_futex, "locks between threads"),
+    call!(
+        SYS_sched_yield,
+        "another thread is just making room in a channel of the standard library's"
+    )
+    .rare("it takes two threads at one channel in the same microsecond"),
     call!(SYS_mmap, "memory for the allocator").when(&[without(2, EXEC)]),
     call!(
         SYS_munmap,
@@ -50,6 +55,7 @@ pub const RULES: &[Rule] = &[
         "a wait goes on after the process was stopped and continued"
     )
     .rare("the kernel makes this call for waits with a time limit after SIGSTOP and SIGCONT"),
+    #[cfg(debug_assertions)]
     call!(SYS_fcntl, "debug builds check that what is closed is open")
         .when(&[is(1, libc::F_GETFD.cast_unsigned())])
         .rare("release builds do not check"),

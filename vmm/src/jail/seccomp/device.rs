@@ -18,8 +18,6 @@ pub const RULES: &[Rule] = &[
     ),
     call!(SYS_preadv2, "a disk is read from the page cache"),
     call!(SYS_pwritev2, "a disk is written to the page cache"),
-    call!(SYS_pwrite64, "zeroes on a disk")
-        .rare("file systems that cannot zero a range by themselves"),
     call!(SYS_io_uring_enter, "a disk's work that waits"),
     call!(
         SYS_io_uring_register,

@@ -274,7 +274,12 @@ mod tests {
     use super::*;
 
     fn calls(kind: ThreadKind) -> BTreeSet<&'static str> {
-        kind.rules().iter().map(Rule::name).collect()
+        let rules = kind.rules();
+        // What only builds such as this one have is no part of what is shipped.
+        let shipped = rules
+            .iter()
+            .filter(|rule| !rule.why.starts_with("debug builds"));
+        shipped.map(Rule::name).collect()
     }
 
     #[test]
