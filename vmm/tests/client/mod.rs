@@ -117,10 +117,16 @@ impl Vmm {
         self.stdin.as_mut().unwrap().write_all(text).unwrap();
     }
 
+    /// The next `len` bytes that the guest prints.
+    pub fn printed(&mut self, len: usize) -> Vec<u8> {
+        let mut printed = vec![0; len];
+        self.stdout.read_exact(&mut printed).unwrap();
+        printed
+    }
+
     /// Waits until the guest has printed `text` next.
     pub fn expect(&mut self, text: &[u8]) {
-        let mut printed = vec![0; text.len()];
-        self.stdout.read_exact(&mut printed).unwrap();
+        let printed = self.printed(text.len());
         assert_eq!(
             String::from_utf8_lossy(&printed),
             String::from_utf8_lossy(text)

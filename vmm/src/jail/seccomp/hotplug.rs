@@ -31,6 +31,7 @@ pub const RULES: &[Rule] = &[
     call!(SYS_flock, "an image belongs to one guest"),
     call!(SYS_clock_nanosleep, "an image's lock is waited for"),
     call!(SYS_pread64, "the header of a qcow2 image"),
+    call!(SYS_pwrite64, "a snapshot's memory and state"),
     call!(SYS_eventfd2, "events of a new device"),
     call!(SYS_getrandom, "keys of a new device's hash tables"),
     call!(SYS_epoll_create1, "the loop of a new device's thread"),
