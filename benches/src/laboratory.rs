@@ -115,7 +115,7 @@ impl Samples {
 }
 
 /// The initramfs of a guest whose init is `lab`.
-fn guest(lab: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn guest(lab: &[u8]) -> Result<Vec<u8>> {
     let mut guest = Builder::new();
     guest
         .char_device("dev/console", 0o600, 5, 1)?

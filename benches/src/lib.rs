@@ -4,10 +4,12 @@
 
 pub mod blk;
 pub mod chain;
+pub mod heal;
 pub mod laboratory;
 pub mod many;
 pub mod metric;
 pub mod net;
+pub mod pause;
 pub mod start;
 pub mod store;
 

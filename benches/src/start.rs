@@ -72,8 +72,31 @@ pub fn restore(laboratory: &Laboratory) -> Result<Vec<Metric>> {
             "" => [loaded.at_most(2.0), output.at_most(6.0)],
             _ => [loaded, output],
         });
+        if suffix != ".file" {
+            // Pages that the guest had to wait for, up to its first output.
+            let faults = samples.middle(&[("vmm", how)], "faults")?;
+            let name = format!("snap.restore_faults{suffix}");
+            metrics.push(Metric::new(name, faults, "", Clock::None));
+        }
     }
     Ok(metrics)
+}
+
+/// Measures `snap.fork_*`: guests that go on from one snapshot at the same time, each until it has said something.
+pub fn forks(laboratory: &Laboratory) -> Result<Vec<Metric>> {
+    let samples = laboratory.run("forks")?;
+    let need = |how: &str, field: &str| samples.middle(&[("vmm", how)], field);
+    Ok(vec![
+        // Of the one that has most.
+        memory("snap.fork_private_kib", need("open", "most_kib")?).at_most(1536.0),
+        memory("snap.fork_private_kib.mean", need("open", "mean_kib")?),
+        memory("snap.fork_private_kib.guest", need("open", "guest_kib")?),
+        // With the process outside of the jail.
+        memory("snap.fork_private_kib.jailed", need("jailed", "most_kib")?).at_most(1536.0),
+        // With all that the host's kernel has for it.
+        memory("snap.fork_host_kib", need("open", "host_kib")?),
+        memory("snap.fork_host_kib.jailed", need("jailed", "host_kib")?),
+    ])
 }
 
 /// Measures `vmm.overhead_kib` with a disk, a network interface and a vsock.

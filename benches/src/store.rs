@@ -42,6 +42,9 @@ pub fn measure() -> Result<Vec<Metric>> {
         let value = BYTES / nanoseconds(home.path(), benchmark)?;
         Ok(Metric::new(name, value, "GB/s", Clock::Processor))
     };
+    let depth = |what| nanoseconds(home.path(), &format!("restore at depth/{what}"));
+    let faults = depth("faults/1000")? / depth("faults/1")?;
+    let all = depth("1000")? / depth("1")?;
     let fault = nanoseconds(home.path(), "read, verified/a fault/lz4")? / 1000.0;
     Ok(vec![
         speed("store.write_gb_s", "write/lz4")?.at_least(1.0),
@@ -50,6 +53,8 @@ pub fn measure() -> Result<Vec<Metric>> {
         speed("store.write_known_gb_s", "write/known already")?.at_least(1.0),
         speed("store.read_verified_gb_s", "read, verified/lz4")?.at_least(1.5),
         speed("store.read_verified_raw_gb_s", "read, verified/raw")?.at_least(1.5),
+        Metric::new("snap.chain1000_ratio", faults, "", Clock::Processor).at_most(1.05),
+        Metric::new("snap.chain1000_ratio.all", all, "", Clock::Processor),
         Metric::new("store.fault_us", fault, "µs", Clock::Processor),
     ])
 }

@@ -15,11 +15,26 @@ use crate::name::Name;
 
 mod attribute;
 #[cfg(feature = "std")]
+mod editor;
+mod kind;
+mod master;
+#[cfg(feature = "std")]
+mod new_file;
+#[cfg(feature = "std")]
 mod writer;
 
-pub use attribute::{Attribute, Attributes, Compression, TAG_BLAKE3, TAG_COMPRESSION, TAG_HASH};
+pub use attribute::{
+    Attribute, Attributes, Compression, TAG_ALIGNMENT, TAG_BLAKE3, TAG_COMPRESSION, TAG_HASH,
+    TAG_POSITION,
+};
 #[cfg(feature = "std")]
-pub use writer::{NewFile, WriteError, Writer};
+pub use editor::{EditError, Editor};
+pub use kind::Kind;
+pub use master::MasterHeader;
+#[cfg(feature = "std")]
+pub use new_file::{Hashes, NewFile, Place};
+#[cfg(feature = "std")]
+pub use writer::{WriteError, Writer};
 
 /// First bytes of every file.
 pub const MAGIC: [u8; 8] = *b"LARCHIVE";
@@ -29,53 +44,6 @@ pub const ALIGNMENT: usize = 64;
 pub const MAX_METADATA: usize = 256;
 
 const HEADER_SIZE: usize = 24;
-
-/// What a file is, by coreboot's numbers; any other number is kept as it is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Kind(pub u32);
-
-impl Kind {
-    /// A deleted file: free space.
-    pub const DELETED: Self = Self(0);
-    /// Code at the reset vector.
-    pub const BOOTBLOCK: Self = Self(0x01);
-    /// The header of CBFS as it was before FMAP.
-    pub const MASTER_HEADER: Self = Self(0x02);
-    /// A coreboot stage.
-    pub const STAGE: Self = Self(0x11);
-    /// A payload in SELF format.
-    pub const SELF: Self = Self(0x20);
-    /// Any data.
-    pub const RAW: Self = Self(0x50);
-    /// Free space.
-    pub const EMPTY: Self = Self(0xffff_ffff);
-
-    /// Whether it is free space, which no hash covers and no name finds.
-    pub fn is_free(self) -> bool {
-        self == Self::DELETED || self == Self::EMPTY
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::DELETED => f.write_str("deleted"),
-            Self::BOOTBLOCK => f.write_str("bootblock"),
-            Self::MASTER_HEADER => f.write_str("cbfs header"),
-            Self::STAGE => f.write_str("stage"),
-            Self::SELF => f.write_str("simple elf"),
-            Self::RAW => f.write_str("raw"),
-            Self::EMPTY => f.write_str("free"),
-            Self(other) => write!(f, "type {other:#x}"),
-        }
-    }
-}
-
-impl fmt::Debug for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// Why a file in CBFS cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -319,6 +287,11 @@ impl<'a> File<'a> {
         self.data_at..self.data_at + self.data.len()
     }
 
+    /// Where the header begins in the region; the metadata follow each other from there to the data.
+    pub fn start(&self) -> usize {
+        self.data_at - self.metadata.len()
+    }
+
     /// Header, name and attributes as stored.
     pub fn metadata(&self) -> &'a [u8] {
         self.metadata
@@ -360,12 +333,10 @@ impl<'a> File<'a> {
     pub fn verify_all(&self) -> Result<usize, CbfsError> {
         let mut checked = 0;
         for attribute in self.attributes() {
-            match attribute? {
-                Attribute::Compression(_) | Attribute::Other { .. } => {}
-                hash => {
-                    self.check(Some(hash))?;
-                    checked += 1;
-                }
+            let attribute = attribute?;
+            if attribute.is_hash() {
+                self.check(Some(attribute))?;
+                checked += 1;
             }
         }
         if checked == 0 {

@@ -15,6 +15,8 @@ pub const CMDLINE: &str = "daruma/cmdline";
 pub const MACHINE: &str = "machine/default.toml";
 /// Files of guests begin with this.
 pub const GUEST_PREFIX: &str = "guest/";
+/// What coreboot starts; its name for it.
+pub const PAYLOAD: &str = "fallback/payload";
 /// The code at the reset vector; coreboot's name.
 pub const BOOTBLOCK: &str = "bootblock";
 
@@ -25,3 +27,6 @@ pub const MAX_ROM_SIZE: usize = 16 << 20;
 pub const ROM_GRANULE: usize = 64 << 10;
 /// Bytes at the start of the ROM set aside for the flash map. Also the step at which the ROM stage looks for it.
 pub const FMAP_AREA_SIZE: usize = 4 << 10;
+
+/// The host's program in its initramfs, its code by [`crate::branches`]; `/init` is the starter, which undoes that.
+pub const HOST_PROGRAM: &str = "daruma";

@@ -3,9 +3,12 @@
 //! - [`fmap`]: the flash map, which names the areas of a flash image.
 //! - [`cbfs`]: coreboot's file system, in which kernel, initramfs and guests lie.
 //! - [`anchor`]: the hash in the boot block that protects all CBFS metadata.
+//! - [`branches`]: code made easier to compress.
 //! - [`linux`]: the header of a bzImage.
+//! - [`payload`]: SELF, what coreboot starts.
 //! - [`layout`]: what a Daruma ROM contains, by name.
-//! - `initramfs`, `rom`, `stage` (feature `std`): writers.
+//! - `image`, `pack` (feature `std`): someone's flash image, changed in one place and as it was elsewhere.
+//! - `compress`, `initramfs`, `rom`, `stage` (feature `std`): what writers need, and our own ROM.
 //!
 //! The readers need no allocator and no `std`: the ROM stage runs them from flash before there is any operating system,
 //! the host runs them on the flash it finds. Every byte they read is untrusted: all arithmetic is checked, every loop is
@@ -13,15 +16,23 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod anchor;
+pub mod branches;
 mod bytes;
 pub mod cbfs;
+#[cfg(feature = "std")]
+pub mod compress;
 pub mod fmap;
 pub mod hash;
+#[cfg(feature = "std")]
+pub mod image;
 #[cfg(feature = "std")]
 pub mod initramfs;
 pub mod layout;
 pub mod linux;
 pub mod name;
+#[cfg(feature = "std")]
+pub mod pack;
+pub mod payload;
 #[cfg(feature = "std")]
 pub mod rom;
 #[cfg(feature = "std")]

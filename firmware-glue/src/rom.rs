@@ -342,4 +342,4 @@ fn what_to_drop<'a>(sorted: &[&'a Part], excess: usize) -> Vec<&'a Part> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -24,6 +24,9 @@ for unit in getty@tty1.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-b
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 
+# What `systemctl enable daruma-agent` would do.
+ln -s ../daruma-agent.service "$root/etc/systemd/system/multi-user.target.wants/daruma-agent.service"
+
 # These say that systemd has seen this /usr: without them its first start would rebuild caches that are up to date.
 touch "$root/etc/.updated" "$root/var/.updated"
 

@@ -1,8 +1,10 @@
 //! The `debian` guest: a real Debian with its own kernel, initial RAM disk, init and a login, made by mmdebstrap from a
-//! mirror. Debian's own tools write its boot entry. No driver or program in it is made for Daruma; what is ours are
-//! settings: the files listed below, among them longer timeouts of systemd for emulated processors (`patience.conf`).
+//! mirror. Debian's own tools write its boot entry. No driver in it is made for Daruma; what is ours
+//! are settings, the files listed below, among them longer timeouts of systemd for emulated processors (`patience.conf`),
+//! and the agent, without which the guest runs as well.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +12,7 @@ use gpt::partition_types;
 use uuid::Uuid;
 
 use crate::table::{self, MARGIN, Table};
-use crate::{Error, RecipeFile, fingerprint, tool};
+use crate::{Error, RecipeFile, agent, fingerprint, tool};
 
 /// The release the recipe is written for.
 pub const SUITE: &str = "bookworm";
@@ -80,7 +82,7 @@ macro_rules! recipe {
     };
 }
 
-const FILES: [RecipeFile; 7] = [
+const FILES: [RecipeFile; 9] = [
     recipe!("etc/default/locale", "locale"),
     recipe!("etc/fstab", "fstab"),
     recipe!("etc/hostname", "hostname"),
@@ -88,6 +90,12 @@ const FILES: [RecipeFile; 7] = [
     recipe!("etc/issue", "issue"),
     recipe!("etc/systemd/network/80-wired.network", "wired.network"),
     recipe!("etc/systemd/system.conf.d/patience.conf", "patience.conf"),
+    recipe!("etc/systemd/system.conf.d/watchdog.conf", "watchdog.conf"),
+    RecipeFile {
+        path: "etc/systemd/system/daruma-agent.service",
+        mode: 0o644,
+        content: agent::UNIT,
+    },
 ];
 
 /// Where packages come from, and where to work.
@@ -97,6 +105,8 @@ pub struct Inputs<'a> {
     pub sources: &'a [String],
     /// Keyring that signs the mirror's release; `None` for apt's own.
     pub keyring: Option<&'a Path>,
+    /// The agent's program.
+    pub agent: &'a Path,
     /// The kernels' packages. The newest of them is what the boot entry starts.
     pub kernels: &'a [&'a str],
     /// A folder for some 800 MB of temporary files.
@@ -107,16 +117,11 @@ pub struct Inputs<'a> {
 
 /// What decides the image besides the packages' versions.
 pub fn recipe(kernels: &[&str]) -> String {
-    fingerprint(
-        &FILES,
-        &[
-            SUITE,
-            PACK,
-            &format!(
-                "{kernels:?} {PACKAGES:?} {SERVICES:?} {DPKG_OPTIONS:?} {SIZE} {UUID} {DISK_GUID} {PARTITION_GUID} {EPOCH}"
-            ),
-        ],
-    )
+    let rest = format!(
+        "{kernels:?} {PACKAGES:?} {SERVICES:?} {DPKG_OPTIONS:?} {SIZE} {UUID} {DISK_GUID} {PARTITION_GUID} {EPOCH}"
+    );
+    let decisive = [&[SUITE, PACK, &rest][..], &agent::SOURCES].concat();
+    fingerprint(&FILES, &decisive)
 }
 
 /// Makes the disk at `out`: installs the packages into an archive (by far the longest part, needs the
@@ -170,6 +175,13 @@ fn install_packages(inputs: &Inputs<'_>) -> Result<PathBuf, Error> {
 fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     let files = inputs.scratch.join("files");
     tool::write_files(&files, &FILES)?;
+    let program = files.join(agent::PLACE);
+    if let Some(folder) = program.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    fs::copy(inputs.agent, &program).map_err(Error::io("write", &program))?;
+    fs::set_permissions(&program, Permissions::from_mode(0o755))
+        .map_err(Error::io("set the mode of", &program))?;
     let unfinished = tool::unfinished(out);
     let table = Table {
         size: SIZE,

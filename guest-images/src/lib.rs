@@ -4,8 +4,8 @@
 //! distribution, without mounting anything, and gives the same bytes for the same inputs as far as those tools do.
 //! The recipes' texts lie beside the code, in `pocket/` and `debian/`.
 
+pub mod agent;
 pub mod busybox;
-
 pub mod debian;
 pub mod disk;
 pub mod pocket;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::busybox::BusyBox;
-use crate::{Error, RecipeFile, fingerprint, tool};
+use crate::{Error, RecipeFile, agent, fingerprint, tool};
 
 /// Set by hand: the same root has the same bytes wherever it is built.
 const UUID: &str = "7f1c1e0a-5f27-4d3a-9c55-0d6172756d61";
@@ -60,14 +60,20 @@ const FILES: [RecipeFile; 12] = [
     recipe!("etc/acpi/PWRF/00000080", 0o755, "power-button"),
 ];
 
-/// What decides the image besides BusyBox itself.
+/// What decides the image besides the programs themselves.
 pub fn recipe() -> String {
     let layout = format!("{UUID} {FOLDERS:?} {LINKS:?}");
     fingerprint(&FILES, &[&layout, include_str!("pocket.rs")])
 }
 
-/// Makes the erofs root at `out`. `scratch` is a folder to work in; `log` takes mkfs.erofs's output.
-pub fn build(busybox: &BusyBox, scratch: &Path, log: &Path, out: &Path) -> Result<(), Error> {
+/// Makes the erofs root at `out`, with the program `agent`. `scratch` is a folder to work in; `log` takes mkfs.erofs's output.
+pub fn build(
+    busybox: &BusyBox,
+    agent: &Path,
+    scratch: &Path,
+    log: &Path,
+    out: &Path,
+) -> Result<(), Error> {
     let root = scratch.join("pocket-root");
     tool::empty_folder(&root)?;
     for folder in FOLDERS {
@@ -75,10 +81,13 @@ pub fn build(busybox: &BusyBox, scratch: &Path, log: &Path, out: &Path) -> Resul
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
     }
     tool::write_files(&root, &FILES)?;
-    let program = root.join("bin/busybox");
-    fs::copy(busybox.path(), &program).map_err(Error::io("write", &program))?;
-    fs::set_permissions(&program, Permissions::from_mode(0o755))
-        .map_err(Error::io("set the mode of", &program))?;
+    // All folders of programs are this one.
+    for (from, name) in [(busybox.path(), "busybox"), (agent, agent::NAME)] {
+        let program = root.join("bin").join(name);
+        fs::copy(from, &program).map_err(Error::io("write", &program))?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))
+            .map_err(Error::io("set the mode of", &program))?;
+    }
     let applets = busybox
         .applets()
         .iter()

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount, umount};
+use nix::unistd::{AccessFlags, access};
 
 use crate::clock;
 
@@ -80,6 +81,18 @@ impl Disks {
             .iter()
             .map(|folder| folder.join(path))
             .find(|path| path.exists())
+    }
+
+    /// Looks for new devices, then for a place for the folder `path`: where it is, or could be made.
+    #[must_use]
+    pub fn place(&self, path: &str) -> Option<PathBuf> {
+        if let Some(found) = self.find(path) {
+            return Some(found);
+        }
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut folders = state.folders.iter();
+        let writable = |folder: &&PathBuf| access(folder.as_path(), AccessFlags::W_OK).is_ok();
+        Some(folders.find(writable)?.join(path))
     }
 
     /// Whether nothing new is to be expected.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -74,6 +74,14 @@ pub struct Drive {
     pub identity: (u64, u64),
 }
 
+impl Drive {
+    /// Whether what a guest writes to it can be kept in a store.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        !self.read_only && !self.pmem && self.format == DiskFormat::Raw
+    }
+}
+
 /// All images of a guest, found.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Prepared {
@@ -83,19 +91,20 @@ pub struct Prepared {
     pub initrd: Option<PathBuf>,
     /// What its own disk boots; `kernel` and `initrd` are copies that are removed with it.
     pub own: Option<OwnKernel>,
+    /// Its own disk is in the store: what it boots is read once the store has opened it ([`Images::read_own`]).
+    pub own_later: bool,
     /// Disks in their order.
     pub drives: Vec<Drive>,
 }
 
 impl Prepared {
-    /// A drive of ours that `other` uses too, if one of the two writes to it.
+    /// A drive of ours that `other` uses too, if one of the two writes to it; with a store, what they write is there.
     #[must_use]
-    pub fn conflict(&self, other: &Self) -> Option<&Drive> {
+    pub fn conflict(&self, other: &Self, has_store: bool) -> Option<&Drive> {
+        let reads = |drive: &Drive| drive.read_only || has_store && drive.is_stored();
         self.drives.iter().find(|own| {
-            other
-                .drives
-                .iter()
-                .any(|drive| drive.identity == own.identity && !(drive.read_only && own.read_only))
+            (other.drives.iter())
+                .any(|drive| drive.identity == own.identity && !(reads(drive) && reads(own)))
         })
     }
 }
@@ -121,18 +130,21 @@ impl Images {
     pub fn prepare(
         &self,
         mut guests: Vec<(usize, GuestConfig)>,
+        has_store: bool,
         mut done: impl FnMut(usize, Result<Prepared, ImageError>),
     ) {
         loop {
             // Asked before looking: what appears in between is still found.
             let settled = self.disks.settled();
-            guests.retain(|(index, config)| match self.try_prepare(config) {
-                Err(ImageError::NotOnDisk { .. }) if !settled => true,
-                result => {
-                    done(*index, result);
-                    false
-                }
-            });
+            guests.retain(
+                |(index, config)| match self.try_prepare(config, has_store) {
+                    Err(ImageError::NotOnDisk { .. }) if !settled => true,
+                    result => {
+                        done(*index, result);
+                        false
+                    }
+                },
+            );
             if guests.is_empty() {
                 return;
             }
@@ -140,7 +152,7 @@ impl Images {
         }
     }
 
-    fn try_prepare(&self, config: &GuestConfig) -> Result<Prepared, ImageError> {
+    fn try_prepare(&self, config: &GuestConfig, has_store: bool) -> Result<Prepared, ImageError> {
         // Flash first: while its files are unpacked, disks have time to appear.
         let kernel = match &config.kernel {
             Kernel::File(Source::Flash(name)) => Some(
@@ -178,6 +190,14 @@ impl Images {
                 kernel,
                 initrd,
                 own: None,
+                own_later: false,
+                drives,
+            },
+            (None, Some(first)) if has_store && first.is_stored() => Prepared {
+                kernel: PathBuf::new(),
+                initrd,
+                own: None,
+                own_later: true,
                 drives,
             },
             (None, first) => {
@@ -185,6 +205,7 @@ impl Images {
                     &self.program,
                     // The configuration has a disk where it says that it boots from it.
                     first.map_or(&self.base, |drive| &drive.path),
+                    None,
                     &self.run_folder.join(&config.name),
                     config.memory_mib,
                     &config.cmdline,
@@ -193,10 +214,28 @@ impl Images {
                     kernel: own.kernel.clone(),
                     initrd: own.initrd.clone(),
                     own: Some(own),
+                    own_later: false,
                     drives,
                 }
             }
         })
+    }
+
+    /// What the disk at `image` boots, which the store serves at `socket`.
+    pub fn read_own(
+        &self,
+        config: &GuestConfig,
+        image: &Path,
+        socket: &Path,
+    ) -> Result<OwnKernel, ImageError> {
+        Ok(OwnKernel::read(
+            &self.program,
+            image,
+            Some(socket),
+            &self.run_folder.join(&config.name),
+            config.memory_mib,
+            &config.cmdline,
+        )?)
     }
 
     fn find(&self, source: &Source) -> Result<PathBuf, ImageError> {
@@ -233,8 +272,6 @@ fn in_flash(name: &str, source: FlashError) -> ImageError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::config::{Limits, Machine};
 
@@ -259,7 +296,7 @@ mod tests {
 
     fn prepare(folder: &Path, config: GuestConfig) -> Result<Prepared, ImageError> {
         let mut results = Vec::new();
-        images(folder).prepare(vec![(7, config)], |index, result| {
+        images(folder).prepare(vec![(7, config)], false, |index, result| {
             results.push((index, result));
         });
         let (index, result) = results.pop().unwrap();
@@ -301,8 +338,13 @@ mod tests {
         fs::hard_link(at("a.img"), at("b.img")).unwrap();
         let [a, b, other] = ["disk:a.img", "b.img", "other.img"]
             .map(|disk| prepare(folder.path(), config("k", disk)).unwrap());
-        assert_eq!(a.conflict(&b).unwrap().path, at("a.img"));
-        assert_eq!(a.conflict(&other), None);
+        assert_eq!(a.conflict(&b, false).unwrap().path, at("a.img"));
+        assert_eq!(a.conflict(&other, false), None);
+        assert_eq!(
+            a.conflict(&b, true),
+            None,
+            "what they write is in the store"
+        );
     }
 
     #[test]
@@ -311,6 +353,7 @@ mod tests {
             kernel: PathBuf::new(),
             initrd: None,
             own: None,
+            own_later: false,
             drives: vec![Drive {
                 path: PathBuf::from("a"),
                 format: DiskFormat::Raw,
@@ -319,7 +362,7 @@ mod tests {
                 identity: (1, 2),
             }],
         };
-        assert!(drive(true).conflict(&drive(true)).is_none());
-        assert!(drive(true).conflict(&drive(false)).is_some());
+        assert!(drive(true).conflict(&drive(true), false).is_none());
+        assert!(drive(true).conflict(&drive(false), false).is_some());
     }
 }

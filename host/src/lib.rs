@@ -5,6 +5,7 @@
 //! - [`supervisor`]: starts a VMM process for each guest, watches it, starts it again, stops it.
 //! - [`net`]: the guests' networks.
 //! - [`nbd`]: disks of the store, served to VMMs.
+//! - [`snapshots`]: the process that has the store: snapshots, and what guests write to their disks.
 //! - [`remote`]: commands from other processes, `daruma metrics` for one.
 //! - [`console`]: terminals, each showing the host or one guest.
 //! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
@@ -29,6 +30,7 @@ pub mod own_kernel;
 mod power;
 pub mod remote;
 mod shell;
+pub mod snapshots;
 pub mod supervisor;
 mod timing;
 pub mod up;

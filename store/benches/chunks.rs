@@ -148,6 +148,60 @@ fn reading(criterion: &mut Criterion) {
     }
 }
 
+/// A restore of the first of a thousand snapshots, and of the last: opening it, and then either the faults of a guest that
+/// begins to work, or reading all pages, each of which may be of another snapshot.
+fn history(criterion: &mut Criterion) {
+    const DEPTH: u64 = 1000;
+    /// Pages that change from one snapshot to the next.
+    const CHANGES: u64 = 16;
+    const FAULTS: u64 = 4096;
+    let mut group = criterion.benchmark_group("restore at depth");
+    group.throughput(Throughput::Bytes(LEN as u64));
+    group.sample_size(10);
+    let (_folder, store) = store();
+    let bytes = memory(7, false);
+    let first = write(&store, &bytes, Compression::Off);
+    let mut last = first;
+    let fresh = memory(8 << 20, false);
+    for depth in 1..DEPTH {
+        let spec = Spec {
+            parent: Some(last),
+            ..Spec::default()
+        };
+        let mut writer = store.begin_with(spec, Compression::Off).unwrap();
+        let ram = writer.object("ram", LEN as u64).unwrap();
+        for change in 0..CHANGES {
+            let page = (depth * CHANGES + change) * 4099 % (LEN / PAGE) as u64;
+            let at = usize::try_from(page).unwrap() * PAGE;
+            let page = &fresh[at..at + PAGE];
+            writer.write(ram, at as u64, page).unwrap();
+        }
+        last = writer.commit().unwrap().id;
+    }
+    let (mut room, mut page) = (vec![0; 1 << 20], [0; PAGE]);
+    for (depth, id) in [(1, first), (DEPTH, last)] {
+        group.bench_function(BenchmarkId::new("faults", depth), |bencher| {
+            let mut faults = || {
+                let ram = store.snapshot(id).unwrap().object("ram").unwrap();
+                for number in 0..FAULTS {
+                    let at = number * 4099 % (LEN / PAGE) as u64;
+                    ram.page(at, black_box(&mut page)).unwrap();
+                }
+            };
+            bencher.iter_custom(|count| cost(|| (0..count).for_each(|_| faults())));
+        });
+        group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
+            let mut all = || {
+                let ram = store.snapshot(id).unwrap().object("ram").unwrap();
+                for at in (0..LEN as u64).step_by(room.len()) {
+                    ram.read(at, black_box(&mut room)).unwrap();
+                }
+            };
+            bencher.iter_custom(|count| cost(|| (0..count).for_each(|_| all())));
+        });
+    }
+}
+
 /// An image that disks stand on: adopting it, and reading a disk on it.
 fn images(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("image");
@@ -183,5 +237,5 @@ fn images(criterion: &mut Criterion) {
     std::fs::remove_file(path).unwrap();
 }
 
-criterion_group!(benches, writing, reading, images);
+criterion_group!(benches, writing, reading, history, images);
 criterion_main!(benches);

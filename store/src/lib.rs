@@ -38,7 +38,9 @@ pub use disk::{Base, BlockDevice, Disk, DiskInfo, Frozen};
 pub use error::{Error, Fault, Result};
 pub use hash::Digest;
 pub use image::{Image, ImageInfo, image_list};
-pub use snapshot::{Changed, Info, Object, ObjectId, ObjectInfo, Snapshot, Spec, Writer};
+pub use snapshot::{
+    Changed, Info, Object, ObjectId, ObjectInfo, Snapshot, Spec, WORKING_SET, Writer,
+};
 pub use store::{Options, Status, Store};
 pub use verify::{Progress, Verified};
 

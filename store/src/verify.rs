@@ -10,7 +10,7 @@ use crate::hash::{Digest, DigestMap};
 use crate::image::{Attached, ImageInfo, LIST_GROUP as RUN};
 use crate::index::View;
 use crate::segment::{FIRST, Kind, Window};
-use crate::snapshot::{Fetch, Info, births};
+use crate::snapshot::{Fetch, Info, births, check_working_set};
 use crate::store::{Inner, Store};
 use crate::tree::{Child, Failed, Node};
 
@@ -75,6 +75,12 @@ impl Store {
         // With a damaged node, what is below it cannot be counted.
         if verified.problems.is_empty() {
             walk.counts(&view, &mut verified)?;
+        }
+        for info in &all {
+            // Only a hint, but somebody has changed it.
+            if let Err(error @ Error::Record { .. }) = check_working_set(&view, info.id) {
+                verified.problems.push(error);
+            }
         }
         for info in &images {
             walk.image(info, &mut verified, progress)?;

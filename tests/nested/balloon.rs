@@ -26,7 +26,7 @@ read-only = true
 /// Starts a second guest like `pocket` that does without 48 MiB and reports free pages, with its serial line at /run/in and /run/out.
 const START: &str = r#"
 cp /proc/1/exe /run/daruma-vmm; mkfifo /run/in; exec 9<>/run/in;
-sed 's/^{/{"balloon":{"amount_mib":48,"deflate_on_oom":false,"stats_polling_interval_s":1,"free_page_reporting":true},/' /run/daruma/pocket/vm.json > /run/vm.json;
+sed 's/^{/{"balloon":{"amount_mib":48,"deflate_on_oom":false,"stats_polling_interval_s":1,"free_page_reporting":true},/; s|"uds_path":"[^"]*"|"uds_path":"/run/two"|' /run/daruma/pocket/vm.json > /run/vm.json;
 /run/daruma-vmm --id two --no-api --enable-pci --config-file /run/vm.json <&9 >/run/out 2>&1 & vmm=$!;
 await() { until grep -q "$1" /run/out; do sleep 1; done; };
 say() { echo "$1" >&9; };

@@ -1,13 +1,20 @@
 //! What real guests show of the real ROM, nested: every test here boots a machine.
 
+mod agent;
 mod bad_guests;
 mod bad_roms;
 mod balloon;
+mod coreboot;
 mod default_machine;
 mod disks;
+mod falls;
+mod forks;
+mod healing;
 mod hostile;
 mod hotplug;
 mod loaders;
 mod network;
+mod power_cut;
 mod shell;
+mod snapshots;
 mod stock_kernels;

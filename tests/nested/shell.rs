@@ -1,5 +1,7 @@
 //! What a person types at the machine's console.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::Result;
 use tests::Console;
 
@@ -26,9 +28,20 @@ pub fn log_in(console: &mut Console, password: Option<&str>) -> Result<()> {
 
 /// Runs `commands` in the shell on screen, and returns what they print.
 pub fn ask(console: &mut Console, commands: &str) -> Result<String> {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
     let line = commands.replace('\n', " ");
+    // A view that is opened again shows what was said before: each answer has its number.
+    let number = ASKED.fetch_add(1, Ordering::Relaxed);
     // The words that are waited for are not those that are typed.
-    console.send(&format!("echo be''gin; {line}; echo e''nd\r"))?;
-    console.expect("begin\r\n")?;
-    console.expect("end\r\n")
+    console.send(&format!(
+        "echo be''gin{number}; {line}; echo e''nd{number}\r"
+    ))?;
+    console.expect(&format!("begin{number}\r\n"))?;
+    console.expect(&format!("end{number}\r\n"))
+}
+
+/// Runs `commands` in the shell on screen, and returns the first line that they print.
+pub fn ask_line(console: &mut Console, commands: &str) -> Result<String> {
+    let text = ask(console, commands)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }

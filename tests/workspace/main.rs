@@ -43,9 +43,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vmm", &["api", "devices"]),
     ("firmware-glue", &[]),
     ("bootblock", &["firmware-glue"]),
+    ("starter", &["firmware-glue"]),
     ("guest-images", &["firmware-glue"]),
     ("hostile", &[]),
     ("boot-entry", &[]),
+    ("agent", &[]),
     ("web", &[]),
     (
         "host",
@@ -59,7 +61,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "benches",
         &["firmware-glue", "guest-images", "tests", "vmm", "devices"],
     ),
-    ("xtask", &["firmware-glue", "guest-images"]),
+    // It lays the list of an image beside it.
+    ("xtask", &["firmware-glue", "guest-images", "store"]),
 ];
 
 fn read_toml(path: &Path) -> toml::Table {

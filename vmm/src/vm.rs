@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     CpuId, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
@@ -22,6 +23,7 @@ use crate::jail::opened::{self, Kind};
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
 use crate::msi::{Doorbells, MsiRoutes, MsiVectors};
+use crate::snapshot::blob;
 use crate::virtio::pmem::Region;
 
 mod dirty_log;
@@ -70,8 +72,10 @@ const MTRRS: [u32; 28] = [
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VmState {
     /// The interrupt controller's chips.
+    #[serde(deserialize_with = "blob::all")]
     pub irqchips: Vec<kvm_irqchip>,
     /// The guest's clock.
+    #[serde(deserialize_with = "blob::one")]
     pub clock: kvm_clock_data,
 }
 
@@ -101,9 +105,7 @@ pub enum VmError {
     },
     #[error("The snapshot's interrupt controller has {found} chips, not {expected} of known numbers", expected = IRQCHIPS.len())]
     Irqchips { found: usize },
-    #[error(
-        "The snapshot does not say what time it was, or KVM of this host cannot advance a clock: leave clock_realtime out"
-    )]
+    #[error("The snapshot does not say what time it was: leave clock_realtime out")]
     NoRealtime,
     #[error("Cannot find the guest's memory in the VMM's address space")]
     MemoryAddress(#[source] vm_memory::GuestMemoryError),
@@ -253,7 +255,11 @@ impl Vm {
                 .map_err(kvm_error("tell its interrupt controller's state"))?;
             irqchips.push(chip);
         }
-        let clock = self.fd.get_clock().map_err(kvm_error("tell the time"))?;
+        let mut clock = self.fd.get_clock().map_err(kvm_error("tell the time"))?;
+        if clock.flags & KVM_CLOCK_REALTIME == 0 {
+            // KVM says what time it is in the world only while its clock follows the TSC, which it may not after a restore.
+            clock.realtime = realtime();
+        }
         Ok(VmState { irqchips, clock })
     }
 
@@ -269,13 +275,21 @@ impl Vm {
                 .set_irqchip(chip)
                 .map_err(kvm_error("take its interrupt controller's state"))?;
         }
+        let kvm_clock_data {
+            clock, realtime, ..
+        } = state.clock;
         let known = state.clock.flags & KVM_CLOCK_REALTIME;
-        if advance && known == 0 {
+        if advance && realtime == 0 {
             return Err(VmError::NoRealtime);
         }
+        let passed = if advance && known == 0 {
+            self::realtime().saturating_sub(realtime)
+        } else {
+            0
+        };
         let clock = kvm_clock_data {
-            clock: state.clock.clock,
-            realtime: state.clock.realtime,
+            clock: clock.saturating_add(passed),
+            realtime,
             flags: if advance { known } else { 0 },
             ..Default::default()
         };
@@ -357,6 +371,14 @@ fn check(kvm: &Kvm, vcpus: VcpuCount) -> Result<(), VmError> {
         });
     }
     Ok(())
+}
+
+/// Nanoseconds since 1970.
+fn realtime() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Gives the guest its RAM; where it has it already, only whether changes are noted is new.

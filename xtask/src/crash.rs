@@ -1,4 +1,5 @@
-//! `cargo xtask crash`: what is left of the store when the power goes, or its process.
+//! `cargo xtask crash`: what is left of the store when the power goes, or its process, and of guests that go back to
+//! snapshots again and again.
 
 use std::process::{ExitCode, Stdio};
 
@@ -11,20 +12,25 @@ use crate::{setup, ui};
 
 /// States of a long run.
 const LONG: u64 = 1_000_000;
+/// Cycles of snapshot and restore of a long run.
+const CYCLES: u64 = 5_000;
 
 #[derive(Args)]
 pub struct Options {
-    /// Opens and checks a million states after power cuts, which takes up to an hour; otherwise as many as `cargo xtask test`
+    /// Opens and checks a million states after power cuts, and goes through 5,000 snapshots and restores, which takes up to
+    /// an hour; otherwise as many as `cargo xtask test`
     #[arg(long)]
     long: bool,
 }
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     setup::run(paths)?;
-    let mut command = product::cargo(&["test", "--package", "store"]);
-    command.args(["--test", "crash", "--test", "kill", "--no-fail-fast"]);
+    let mut command = product::cargo(&["test", "--package", "store", "--package", "host"]);
+    command.args(["--test", "crash", "--test", "kill", "--test", "cycles"]);
+    command.arg("--no-fail-fast");
     if options.long {
         command.env("DARUMA_CRASH_STATES", LONG.to_string());
+        command.env("DARUMA_CYCLES", CYCLES.to_string());
     }
     let _pause = ui::pause();
     let status = command

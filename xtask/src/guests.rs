@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -47,18 +47,21 @@ fn busybox(paths: &Paths, apt: &Apt, step: &Step) -> Result<PathBuf> {
 }
 
 /// The root of `pocket`.
-pub fn pocket_root(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
+pub fn pocket_root(paths: &Paths, apt: &Apt, agent: &Path) -> Result<PathBuf> {
     const NAME: &str = "root.erofs";
     let step = Step::begin("pocket");
     let program = busybox(paths, apt, &step)?;
-    let bytes =
-        fs::read(&program).with_context(|| format!("Could not read {}", program.display()))?;
-    let key = cache::key(&[&pocket::recipe(), &cache::sha256(&bytes)]);
+    let hash = |path: &Path| -> Result<String> {
+        let bytes = fs::read(path).with_context(|| format!("Could not read {}", path.display()))?;
+        Ok(cache::sha256(&bytes))
+    };
+    let key = cache::key(&[&pocket::recipe(), &hash(&program)?, &hash(agent)?]);
     let (folder, origin) = cache::entry(&paths.cache, "pocket", &key, &step, |folder| {
         step.set("making its root");
         let busybox = BusyBox::open(&program)?;
         pocket::build(
             &busybox,
+            agent,
             &paths.scratch("pocket"),
             &fresh_log(paths, "pocket")?,
             &folder.join(NAME),
@@ -69,19 +72,20 @@ pub fn pocket_root(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
 }
 
 /// The disk of `debian`, and the key that names it.
-pub fn debian_disk(paths: &Paths, apt: &Apt) -> Result<(PathBuf, String)> {
-    debian(paths, apt, "debian", &[debian::KERNEL])
+pub fn debian_disk(paths: &Paths, apt: &Apt, agent: &Path) -> Result<(PathBuf, String)> {
+    debian(paths, apt, agent, "debian", &[debian::KERNEL])
 }
 
 /// The same Debian with a second, newer kernel: what tests boot either of.
-pub fn two_kernels(paths: &Paths, apt: &Apt) -> Result<PathBuf> {
+pub fn two_kernels(paths: &Paths, apt: &Apt, agent: &Path) -> Result<PathBuf> {
     let kernels = [debian::KERNEL, debian::NEWER_KERNEL];
-    Ok(debian(paths, apt, "debian-two-kernels", &kernels)?.0)
+    Ok(debian(paths, apt, agent, "debian-two-kernels", &kernels)?.0)
 }
 
 fn debian(
     paths: &Paths,
     apt: &Apt,
+    agent: &Path,
     name: &'static str,
     kernels: &[&str],
 ) -> Result<(PathBuf, String)> {
@@ -96,6 +100,7 @@ fn debian(
         let inputs = debian::Inputs {
             sources: &sources,
             keyring: keyring.as_deref(),
+            agent,
             kernels,
             scratch: &scratch,
             log: &log,

@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod crash;
 mod doctor;
+mod falls;
 mod fuzz;
 mod guests;
 mod image;
@@ -52,6 +53,8 @@ enum Command {
     Bench(bench::Options),
     /// Cuts the power under the store and kills its writer, and looks at what is left
     Crash(crash::Options),
+    /// Knocks guests over in a real machine, again and again, and looks whether they stand
+    Falls(falls::Options),
     /// Runs the fuzz targets for a minute each, or for as long as you say
     Fuzz(fuzz::Options),
     /// Says what this computer can do, what is missing, and what takes space
@@ -80,6 +83,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Image(options) => image::build(&paths, &options).map(|_| ExitCode::SUCCESS),
         Command::Bench(options) => bench::run(&paths, &options),
         Command::Crash(options) => crash::run(&paths, &options),
+        Command::Falls(options) => falls::run(&paths, &options),
         Command::Fuzz(options) => fuzz::run(&paths, &options),
         Command::Doctor => doctor::run(&paths),
         Command::Setup => setup::run(&paths).map(|()| ExitCode::SUCCESS),

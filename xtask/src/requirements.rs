@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 21] = [
+const ALWAYS: [Requirement; 22] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -97,6 +97,11 @@ const ALWAYS: [Requirement; 21] = [
         "cbfstool",
         "coreboot-utils",
         "reads the ROM in tests, as coreboot does",
+    ),
+    program(
+        "flashrom",
+        "flashrom",
+        "writes to a chip that it emulates itself in tests",
     ),
 ];
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::NetworkInterface;
+
 /// What to write.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,9 @@ pub struct LoadSnapshot {
     pub resume_vm: bool,
     #[serde(default)]
     pub network_overrides: Vec<NetworkOverride>,
+    /// Ours: other interfaces, with addresses of their own, in place of those of these names.
+    #[serde(default)]
+    pub network_replacements: Vec<NetworkInterface>,
     /// Ours: other files for drives.
     #[serde(default)]
     pub drive_overrides: Vec<DriveOverride>,
@@ -87,10 +92,14 @@ pub struct PmemOverride {
     pub path_on_host: PathBuf,
 }
 
-/// Another socket for the socket device.
+/// Another socket for the socket device, or another address. One of them may be left as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the names are Firecracker's")]
 pub struct VsockOverride {
-    pub uds_path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uds_path: Option<PathBuf>,
+    /// Ours: the guest's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_cid: Option<u32>,
 }

@@ -15,7 +15,7 @@ use std::thread;
 use ::tests::Image;
 use anyhow::{Context, Error, Result, bail};
 use benches::laboratory::Laboratory;
-use benches::{Metric, blk, chain, many, metric, net, start, store};
+use benches::{Metric, blk, chain, heal, many, metric, net, pause, start, store};
 use clap::Parser;
 
 /// Measures the whole chain in virtual time.
@@ -48,9 +48,11 @@ struct Part {
 struct Benches {
     image: Image,
     laboratory: Laboratory,
+    /// The `lab` executable.
+    lab: Vec<u8>,
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 13] = [
     Part {
         names: &["size"],
         what: "what lies in flash",
@@ -82,6 +84,26 @@ const PARTS: [Part; 9] = [
         measure: |benches| start::restore(&benches.laboratory),
     },
     Part {
+        names: &["snap.pause_ms"],
+        what: "snapshots of guests that write all the time",
+        measure: |benches| pause::measure(&benches.image, &benches.lab),
+    },
+    Part {
+        names: &["snap.idle_"],
+        what: "snapshots of a guest that does nothing",
+        measure: |benches| pause::idle(&benches.image, &benches.lab),
+    },
+    Part {
+        names: &["heal."],
+        what: "a guest that falls and stands up again",
+        measure: |benches| heal::measure(&benches.image, &benches.lab),
+    },
+    Part {
+        names: &["snap.fork_"],
+        what: "a hundred guests that go on from one snapshot",
+        measure: |benches| start::forks(&benches.laboratory),
+    },
+    Part {
         names: &["vmm.overhead_kib"],
         what: "memory of a VMM with devices",
         measure: |benches| start::overhead(&benches.laboratory),
@@ -92,7 +114,7 @@ const PARTS: [Part; 9] = [
         measure: |benches| many::measure(&benches.laboratory),
     },
     Part {
-        names: &["store"],
+        names: &["store", "snap.chain1000_"],
         what: "pages into the store and out of it, verified",
         measure: |_| store::measure(),
     },
@@ -111,6 +133,8 @@ fn main() -> Result<()> {
     let image = Image::built()?;
     let benches = Benches {
         laboratory: Laboratory::new(&image, &arguments.lab)?,
+        lab: fs::read(&arguments.lab)
+            .with_context(|| format!("Cannot read {}", arguments.lab.display()))?,
         image,
     };
     let text = arguments.only.as_deref().unwrap_or_default();

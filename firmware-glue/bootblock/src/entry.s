@@ -151,6 +151,7 @@ page_directories:
 .balign 16
 idt:
     .skip VECTORS * 16
+# Twice what is used: the list of PCI functions alone is 56 KiB, and it depends on the compiler who else is there with it.
 stack:
-    .skip 64 * 1024
+    .skip 128 * 1024
 stack_end:

@@ -11,6 +11,10 @@ use crate::name::Name;
 pub const TAG_COMPRESSION: u32 = 0x4243_5a4c;
 /// Tag: a hash of the stored data by one of the algorithms of vboot.
 pub const TAG_HASH: u32 = 0x6873_6148;
+/// Tag: the offset in the region where the data must be.
+pub const TAG_POSITION: u32 = 0x4243_5350;
+/// Tag: what the offset of the data must be a multiple of.
+pub const TAG_ALIGNMENT: u32 = 0x4243_4c41;
 /// Tag of ours, "BLK3": the 32 bytes of BLAKE3 over the stored data. coreboot's tools pass over tags they do not know.
 pub const TAG_BLAKE3: u32 = u32::from_be_bytes(*b"BLK3");
 
@@ -67,6 +71,10 @@ pub enum Attribute<'a> {
     Sha512(&'a [u8; 64]),
     /// BLAKE3 of the stored data.
     Blake3(Digest),
+    /// Offset of the data in the region, in bytes.
+    Position(u32),
+    /// What the offset of the data must be a multiple of.
+    Alignment(u32),
     /// Any other.
     Other {
         /// Its tag.
@@ -74,6 +82,13 @@ pub enum Attribute<'a> {
         /// Its value.
         value: &'a [u8],
     },
+}
+
+impl Attribute<'_> {
+    /// Whether it is a hash that can be checked here.
+    pub fn is_hash(&self) -> bool {
+        matches!(self, Self::Sha256(_) | Self::Sha512(_) | Self::Blake3(_))
+    }
 }
 
 /// Iterator over the attributes of a file.
@@ -86,6 +101,12 @@ pub struct Attributes<'a> {
 impl<'a> Attributes<'a> {
     pub(super) fn new(name: &'a str, bytes: &'a [u8]) -> Self {
         Self { name, rest: bytes }
+    }
+
+    /// What has not been read yet.
+    #[cfg(feature = "std")]
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
     fn decode(&mut self) -> Option<Result<Attribute<'a>, u32>> {
@@ -105,6 +126,8 @@ impl<'a> Attributes<'a> {
         let decoded = match tag {
             TAG_COMPRESSION => compression(value).map(Attribute::Compression),
             TAG_HASH => hash(value),
+            TAG_POSITION => be32(value, 0).map(Attribute::Position),
+            TAG_ALIGNMENT => be32(value, 0).map(Attribute::Alignment),
             TAG_BLAKE3 => exact(value).map(|digest| Attribute::Blake3(Digest(digest))),
             _ => Some(Attribute::Other { tag, value }),
         };

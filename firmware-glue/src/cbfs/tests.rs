@@ -106,7 +106,17 @@ fn metadata_hash_covers_attributes_but_not_data() {
 #[test]
 fn bad_headers_are_errors_and_the_walk_goes_on() {
     let good = region();
-    for (field, value) in [(20, 24u32), (20, 257), (8, 0x1000), (16, 20), (16, 0xffff)] {
+    let wraps = u32::MAX;
+    for (field, value) in [
+        (20, 24u32),
+        (20, 257),
+        (20, wraps),
+        (8, 0x1000),
+        (8, wraps),
+        (16, 20),
+        (16, 0xffff),
+        (16, wraps),
+    ] {
         let mut region = good.clone();
         region[field..field + 4].copy_from_slice(&value.to_be_bytes());
         let cbfs = Cbfs::new(&region);
@@ -114,6 +124,21 @@ fn bad_headers_are_errors_and_the_walk_goes_on() {
         assert!(cbfs.find("guest/web/initrd").is_ok(), "{field} = {value}");
         assert!(cbfs.metadata_hash().is_err(), "{field} = {value}");
     }
+}
+
+#[test]
+fn the_wrong_endianness_is_no_file() {
+    let mut region = region();
+    for field in region[8..24].chunks_exact_mut(4) {
+        field.reverse();
+    }
+    assert!(Cbfs::new(&region).walk().next().unwrap().is_err());
+    let magic: Vec<u8> = MAGIC.iter().rev().copied().collect();
+    region[..8].copy_from_slice(&magic);
+    assert_eq!(
+        Cbfs::new(&region).walk().next().unwrap().unwrap().name(),
+        "guest/web/initrd"
+    );
 }
 
 #[test]

@@ -91,6 +91,15 @@ fn a_cut_image_is_refused() {
 }
 
 #[test]
+fn the_wrong_endianness_is_refused() {
+    let mut image = image();
+    // Size of the flash and number of areas, as a big-endian machine would write them.
+    image[18..22].reverse();
+    image[54..56].reverse();
+    assert!(Fmap::find(&image).is_err());
+}
+
+#[test]
 fn names_that_do_not_fit_are_not_written() {
     let long = "A".repeat(32);
     assert!(write(0, 0, &long, &[]).is_none());

@@ -5,10 +5,15 @@ use crate::cbfs::CbfsError;
 use crate::linux;
 
 /// Stands for the ROM stage where nothing runs it.
-fn bootblock() -> Vec<u8> {
+pub(crate) fn bootblock() -> Vec<u8> {
     let mut bytes = vec![0xf4; 900];
     bytes[500..500 + crate::anchor::SIZE].copy_from_slice(&Anchor::blank());
     bytes
+}
+
+/// A whole ROM with some room.
+pub(crate) fn rom() -> Vec<u8> {
+    builder().size(3 * ROM_GRANULE).build().unwrap().bytes
 }
 
 fn builder() -> RomBuilder {

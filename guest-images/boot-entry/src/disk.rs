@@ -54,7 +54,8 @@ impl Disk {
         Self::new(&image)
     }
 
-    fn new(disk: &Arc<dyn Bytes>) -> Result<Self, BootError> {
+    /// Opens every file system of a disk that can be read.
+    pub fn new(disk: &Arc<dyn Bytes>) -> Result<Self, BootError> {
         let mut volumes = Vec::new();
         let mut others = Vec::new();
         for partition in partitions::read(disk.as_ref())? {

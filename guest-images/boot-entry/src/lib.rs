@@ -20,6 +20,7 @@ mod volume;
 
 pub use disk::{Disk, Loaded};
 pub use error::BootError;
+pub use volume::Bytes;
 
 /// Most bytes of a kernel that is taken from a disk.
 pub const MAX_KERNEL: u64 = 128 << 20;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::checkpoints::read_checkpoints;
 use super::error::{ConfigError, Problem, nearest};
+use super::health::{Rest, read_health};
 use super::reader::{Document, Located, Section};
 use super::{
     Disk, DiskFormat, Entry, GuestConfig, Kernel, Limits, MAX_VCPUS, Ready, Restart, Source,
@@ -23,6 +25,8 @@ const KEYS: &[&str] = &[
     "ready",
     "restart",
     "stop-timeout",
+    "checkpoints",
+    "health",
     "disk",
     "network",
     "net",
@@ -94,16 +98,26 @@ fn read_guest(
     let disks = read_disks(section, &name)?;
     let kernel = read_kernel(section, &disks)?;
     let nics = network::read_nics(section, &name)?;
+    let ready = read_ready(section, &name)?;
+    let restart = read_restart(section)?;
+    let checkpoints = read_checkpoints(section)?;
+    let rest = Rest {
+        ready: &ready,
+        restart,
+        checkpoints: checkpoints.as_ref(),
+    };
     Ok(GuestConfig {
+        health: read_health(section, &rest)?,
         autostart: section.boolean("autostart")?.unwrap_or(true),
         vcpus: read_vcpus(section)?,
         memory_mib,
         kernel,
         initrd: read_source(section, "initrd")?,
         cmdline: read_cmdline(section)?,
-        ready: read_ready(section, &name)?,
-        restart: read_restart(section)?,
+        ready,
+        restart,
         stop_timeout: read_stop_timeout(section)?,
+        checkpoints,
         disks,
         publish: network::read_published(section, &name, &nics)?,
         nics,
@@ -131,7 +145,7 @@ fn read_memory(section: &Section<'_, '_>, name: &str, limits: Limits) -> Result<
         let Some(Located { value, span }) = section.string("memory")? else {
             return Err(section.missing("memory", HINT));
         };
-        let mib = parse_memory(&value)
+        let mib = parse_mib(&value)
             .ok_or_else(|| section.bad_value("memory", span.clone(), format!("{value:?}"), HINT))?;
         (mib, span)
     } else {
@@ -159,7 +173,7 @@ fn read_memory(section: &Section<'_, '_>, name: &str, limits: Limits) -> Result<
 }
 
 /// MiB of `128M`, `128MiB`, `2G` or `2GiB`.
-fn parse_memory(text: &str) -> Option<u64> {
+pub(super) fn parse_mib(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor = match text[digits.len()..].trim_start() {
         "M" | "MiB" => 1,
@@ -242,28 +256,28 @@ fn read_ready(section: &Section<'_, '_>, name: &str) -> Result<Ready, ConfigErro
         return Err(section.missing("ready", HINT));
     };
     rule.refuse_unknown(KEYS)?;
-    if rule.has("vsock") {
-        return Err(section.bad_value(
-            "ready",
-            rule.span(),
-            "{ vsock = ... }",
-            "not yet: use console or boot-timer",
-        ));
+    let ways = KEYS.iter().filter(|key| rule.has(key));
+    if ways.count() > 1 {
+        let value = "more than one way";
+        return Err(section.bad_value("ready", rule.span(), value, "choose one"));
+    }
+    if let Some(port) = rule.integer("vsock")? {
+        // The last one means "any".
+        let number = u32::try_from(port.value).ok();
+        let number = number.filter(|number| (1..u32::MAX).contains(number));
+        return number.map(Ready::Vsock).ok_or_else(|| {
+            let reason = "write the port of the host that the guest calls, 1 to 4294967294";
+            rule.bad_value("vsock", port.span, port.value.to_string(), reason)
+        });
     }
     let timer = rule.boolean("boot-timer")?;
     match (rule.string("console")?, timer) {
-        (Some(_), Some(_)) => Err(section.bad_value(
-            "ready",
-            rule.span(),
-            "both console and boot-timer",
-            "choose one",
-        )),
-        (Some(text), None) if text.value.is_empty() || text.value.len() > MAX_READY_TEXT => {
+        (Some(text), _) if text.value.is_empty() || text.value.len() > MAX_READY_TEXT => {
             let reason =
                 format!("write 1 to {MAX_READY_TEXT} bytes that the guest prints when it serves");
             Err(rule.bad_value("console", text.span, format!("{:?}", text.value), reason))
         }
-        (Some(text), None) => Ok(Ready::Console(text.value)),
+        (Some(text), _) => Ok(Ready::Console(text.value)),
         (None, Some(true)) => Ok(Ready::BootTimer),
         (None, Some(false)) => Err(rule.bad_value(
             "boot-timer",

@@ -5,19 +5,25 @@
 //! `[machine]` section, leaves nothing to run.
 
 mod check;
+mod checkpoints;
 mod error;
 mod guest;
+mod health;
 mod network;
 mod reader;
+mod store;
 
 use std::fmt;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+pub use checkpoints::Checkpoints;
 pub use error::{ConfigError, Problem, nearest};
+pub use health::Health;
 pub use network::{HostAddress, Mode, NetworkConfig, Nic, Protocol, Publish};
 use reader::{Document, Section};
+pub use store::StoreConfig;
 
 /// Most vCPUs a guest may have.
 pub const MAX_VCPUS: u8 = 32;
@@ -36,6 +42,8 @@ pub struct Machine {
     pub name: String,
     /// The machine's network; `None` where a mistake in `[network]`, told in `remarks`, leaves the guests without one.
     pub network: Option<NetworkConfig>,
+    /// Where snapshots are kept, and what guests write.
+    pub store: StoreConfig,
     /// The guests, right or wrong, in the order of the file.
     pub guests: Vec<Entry>,
     /// Mistakes that belong to no guest and stop none, such as an unknown section.
@@ -76,6 +84,10 @@ pub struct GuestConfig {
     pub restart: Restart,
     /// How long a guest may take to power off when asked, before it is stopped.
     pub stop_timeout: Duration,
+    /// Snapshots that are taken without a word.
+    pub checkpoints: Option<Checkpoints>,
+    /// When it has fallen, and what is done then.
+    pub health: Health,
     /// Disks, the first is `/dev/vda`.
     pub disks: Vec<Disk>,
     /// Network cards.
@@ -183,6 +195,8 @@ pub enum Ready {
     Console(String),
     /// It writes 123 to the boot timer (I/O port 0x3f0, or MMIO 0xd000_0000).
     BootTimer,
+    /// It says something at this port of the host's, by vsock.
+    Vsock(u32),
 }
 
 /// When a guest whose VMM ended is started again. A guest that asks for a reboot always is.
@@ -207,7 +221,7 @@ impl Machine {
         let root = Section::new(&document, root.get_ref(), root.span(), "the machine file");
 
         let mut remarks = Vec::new();
-        if let Err(error) = root.refuse_unknown(&["machine", "network", "guest"]) {
+        if let Err(error) = root.refuse_unknown(&["machine", "network", "store", "guest"]) {
             remarks.push(error);
         }
         let name = match root.table("machine", "[machine]")? {
@@ -225,6 +239,15 @@ impl Machine {
             Err(error) => Err(error),
         };
         let network = network.map_err(|error| remarks.push(error)).ok();
+        let store = match root.table("store", "[store]") {
+            Ok(None) => Ok(StoreConfig::Off),
+            Ok(Some(section)) => store::read_store(&section),
+            Err(error) => Err(error),
+        };
+        let store = store.unwrap_or_else(|error| {
+            remarks.push(error);
+            StoreConfig::Wrong
+        });
         let mut guests = Vec::new();
         for (index, value) in root.array("guest")?.iter().enumerate() {
             let line = document.line(value.span());
@@ -257,6 +280,7 @@ impl Machine {
         Ok(Self {
             name,
             network,
+            store,
             guests,
             remarks,
         })

@@ -168,14 +168,17 @@ fn disk_written_by_two_guests_fails_the_later_one() {
 }
 
 #[test]
-fn ready_rule_is_one_of_two() {
+fn ready_rule_is_one_of_three() {
     for (rule, expected) in [
         (
             "{ console = \"\" }",
             "'console' in 'ready' of guest 'pocket' is \"\"",
         ),
         ("{ console = \"x\", boot-timer = true }", "choose one"),
-        ("{ vsock = 52 }", "not yet"),
+        ("{ console = \"x\", vsock = 52 }", "choose one"),
+        ("{ vsock = 0 }", "1 to 4294967294"),
+        ("{ vsock = 4294967295 }", "1 to 4294967294"),
+        ("{ vsock = \"52\" }", "integer"),
         ("{ boot-timer = false }", "write true"),
         ("{}", "empty"),
         ("{ consoel = \"x\" }", "did you mean 'console'?"),

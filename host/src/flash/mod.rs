@@ -8,9 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{fs, io};
 
-use firmware_glue::cbfs::{Cbfs, CbfsError};
+use firmware_glue::cbfs::{Cbfs, CbfsError, Kind};
 use firmware_glue::fmap::{Fmap, FmapError, flash_in_window};
-use firmware_glue::layout::{AREA_CBFS, MAX_ROM_SIZE};
+use firmware_glue::layout::{AREA_CBFS, KERNEL, MAX_ROM_SIZE};
+use firmware_glue::name::Name;
 use thiserror::Error;
 
 use mapping::{NewFile, PhysicalWindow};
@@ -142,7 +143,12 @@ impl Flash {
     /// Path of a kernel: the ELF inside a bzImage if it can be had, else the file as it is.
     pub fn kernel(&self, name: &str) -> Result<PathBuf, FlashError> {
         let made = self.once(Wanted::Kernel(name.to_owned()), || {
-            let copy = self.checked_copy(name)?;
+            let copy = match self.checked_copy(name) {
+                Err(FlashError::Cbfs(CbfsError::NotFound { .. })) if name == KERNEL => {
+                    return self.kernel_of_payload();
+                }
+                copy => copy?,
+            };
             let data = Cbfs::new(&copy).find(name)?.data();
             // Any kernel boots without this, only slower: no reason to fail.
             match self.unpack(&format!("{name}.elf"), data) {
@@ -151,6 +157,28 @@ impl Flash {
             }
         })?;
         Ok(made)
+    }
+
+    /// The kernel in coreboot's payload, where it lies instead of in a file of its own.
+    fn kernel_of_payload(&self) -> Result<PathBuf, FlashError> {
+        let region = region(self.image.bytes()).unwrap_or_default();
+        let missing = || CbfsError::NotFound {
+            name: Name::new(KERNEL),
+        };
+        let mut payloads = Cbfs::new(region)
+            .files()
+            .filter_map(Result::ok)
+            .filter(|file| file.kind() == Kind::SELF);
+        let image = payloads
+            .find_map(|file| {
+                let copy = self.checked_copy(file.name()).ok()?;
+                unpack::kernel_of_payload(Cbfs::new(&copy).find(file.name()).ok()?.data())
+            })
+            .ok_or_else(missing)?;
+        match self.unpack(&format!("{KERNEL}.elf"), &image) {
+            Ok(path) => Ok(path),
+            Err(_) => self.write(KERNEL, &image),
+        }
     }
 
     /// Makes a copy once; who comes second waits for the first.

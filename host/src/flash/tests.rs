@@ -1,6 +1,8 @@
 use firmware_glue::cbfs::{Kind, NewFile as CbfsFile, Writer};
+use firmware_glue::compress::Method;
 use firmware_glue::fmap::{self, NewArea};
-use firmware_glue::layout::{AREA_FMAP, FMAP_AREA_SIZE};
+use firmware_glue::layout::{AREA_FMAP, FMAP_AREA_SIZE, PAYLOAD};
+use firmware_glue::payload::linux::Trio;
 
 use super::*;
 
@@ -10,8 +12,13 @@ const SIZE: usize = 1 << 20;
 fn rom(files: &[(&str, &[u8])], padding: usize) -> Vec<u8> {
     let mut writer = Writer::new();
     for (name, data) in files {
+        let kind = if *name == PAYLOAD {
+            Kind::SELF
+        } else {
+            Kind::RAW
+        };
         writer
-            .add(CbfsFile::new(*name, Kind::RAW, data.to_vec()))
+            .add(CbfsFile::new(*name, kind, data.to_vec()))
             .unwrap();
     }
     let cbfs = writer.build(SIZE - FMAP_AREA_SIZE).unwrap();
@@ -114,4 +121,32 @@ fn kernel_that_cannot_be_unpacked_is_used_as_it_is() {
     let flash = open(rom(&[("k", &image)], 0), folder.path()).unwrap();
     assert_eq!(fs::read(flash.kernel("k").unwrap()).unwrap(), image);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// Under coreboot the kernel lies in the payload, and not a second time beside it.
+#[test]
+fn kernel_of_the_payload_serves_where_there_is_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let elf = unpack::tests::elf();
+    let kernel = unpack::tests::bzimage(&elf, u32::try_from(elf.len()).unwrap());
+    let payload = Trio {
+        kernel: &kernel,
+        initramfs: Some(&[1; 100]),
+        cmdline: "",
+        method: Method::None,
+    };
+    let payload = payload.payload().unwrap().bytes;
+    let flash = open(rom(&[(PAYLOAD, &payload)], 0), folder.path()).unwrap();
+    assert_eq!(fs::read(flash.kernel(KERNEL).unwrap()).unwrap(), elf);
+    assert_eq!(
+        flash.kernel("other").unwrap_err().to_string(),
+        "No file other in CBFS"
+    );
+
+    let mut damaged = rom(&[(PAYLOAD, &payload)], 0);
+    let at = damaged.windows(100).position(|w| w == [1; 100]).unwrap();
+    damaged[at] ^= 1;
+    let flash = open(damaged, folder.path()).unwrap();
+    let error = flash.kernel(KERNEL).unwrap_err();
+    assert_eq!(error.to_string(), "No file daruma/kernel in CBFS");
 }

@@ -3,9 +3,12 @@
 //! A kernel that was unpacked once by the host need not unpack itself in every guest. The layout is that of Linux'
 //! `scripts/Makefile.lib` (`size_append`): a zstd frame, then the unpacked size in four little-endian bytes.
 
-use firmware_glue::linux::{Kernel, KernelError};
+use firmware_glue::linux::{Kernel, KernelError, SETUP_HEADER};
+use firmware_glue::payload::Payload as SelfPayload;
 use thiserror::Error;
 
+/// Two sectors, the least that a bzImage has before its code.
+const SETUP_SIZE: usize = 1024;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
@@ -39,6 +42,19 @@ pub enum UnpackError {
         /// Bytes expected.
         expected: usize,
     },
+}
+
+/// The bzImage in a payload of coreboot's, as far as a loader needs it: without its code for the BIOS.
+pub fn kernel_of_payload(payload: &[u8]) -> Option<Vec<u8>> {
+    let (header, code) = SelfPayload::parse(payload).ok()?.linux()?;
+    let mut image = vec![0; SETUP_SIZE];
+    image
+        .get_mut(SETUP_HEADER..SETUP_HEADER + header.len())?
+        .copy_from_slice(header);
+    // The first field: sectors of setup after the first.
+    image[SETUP_HEADER] = 1;
+    image.extend_from_slice(code);
+    Some(image)
 }
 
 /// A compressed ELF kernel, with the size it unpacks to.
@@ -107,7 +123,10 @@ pub(crate) mod tests {
         put(0x1fe, &[0x55, 0xaa]);
         put(0x202, b"HdrS\x0f\x02");
         put(0x211, &[1]);
+        put(0x22c, &0x7fff_ffffu32.to_le_bytes());
         put(0x230, &0x20_0000u32.to_le_bytes());
+        put(0x234, &[1]);
+        put(0x258, &0x10_0000u64.to_le_bytes());
         put(0x24c, &u32::try_from(payload.len()).unwrap().to_le_bytes());
         put(0x260, &0x10_0000u32.to_le_bytes());
         put(1024, &payload);

@@ -9,6 +9,7 @@
 //! asked, and what breaks the protocol ends the connection. A flush is the disk's: what was written before, on any
 //! connection, is durable when it is answered.
 
+pub mod client;
 mod connection;
 mod negotiation;
 
@@ -228,13 +229,18 @@ fn start(stream: UnixStream, number: u64, shared: &Arc<Shared>) -> io::Result<Jo
         let _ = stream.shutdown(std::net::Shutdown::Both);
     }
     let body = move || {
-        if let Some((stream, export)) = negotiation::negotiate(stream, &ours.exports) {
-            connection::serve(stream, export, &ours.report);
-        }
+        attend(stream, &ours.exports, &ours.report);
         ours.connections().remove(&number);
     };
     let spawned = thread::Builder::new().name("nbd-client".into()).spawn(body);
     spawned.inspect_err(|_| drop(shared.connections().remove(&number)))
+}
+
+/// Serves one client, until it goes or breaks the protocol.
+pub fn attend(stream: UnixStream, exports: &Exports, report: &Report) {
+    if let Some((stream, export)) = negotiation::negotiate(stream, exports) {
+        connection::serve(stream, export, report);
+    }
 }
 
 #[cfg(test)]

@@ -33,13 +33,14 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::address::Mac;
 use crate::config::Machine;
-use plan::Plan;
+use plan::{Card, Plan};
 use service::Service;
 
 /// Where this host runs: what may be done with its network.
@@ -83,7 +84,18 @@ pub struct Tap {
 #[derive(Debug, Default)]
 pub struct Networks {
     taps: Vec<Tap>,
-    thread: Option<(JoinHandle<()>, Arc<EventFd>)>,
+    /// How the cards were planned, for those that come later.
+    cards: Vec<Card>,
+    names: [String; 2],
+    thread: Option<Keeper>,
+}
+
+/// The thread, and the way to it: a card that comes with its tap, then the bell. It ends when the way does.
+#[derive(Debug)]
+struct Keeper {
+    thread: JoinHandle<()>,
+    orders: Sender<(Card, String)>,
+    bell: Arc<EventFd>,
 }
 
 impl Networks {
@@ -97,7 +109,8 @@ impl Networks {
             news(News::Remark("network: guests have none".to_owned()));
             return Self::default();
         };
-        let plan = plan::plan(machine, config, place, &board());
+        let board = board();
+        let plan = plan::plan(machine, config, place, &board);
         for remark in &plan.remarks {
             news(News::Remark(format!("network: {remark}")));
         }
@@ -105,8 +118,12 @@ impl Networks {
             return Self::default();
         }
         let told = news.clone();
+        let names = [board, machine.name.clone()];
         match Self::try_start(plan, place, news) {
-            Ok(networks) => networks,
+            Ok(mut networks) => {
+                networks.names = names;
+                networks
+            }
             Err(error) => {
                 let hint = match error.kind() {
                     io::ErrorKind::PermissionDenied => "; root may",
@@ -129,13 +146,10 @@ impl Networks {
             bridge::clear(&mut rtnl::Rtnl::open()?);
         }
         let mut taps: Vec<Tap> = Vec::new();
-        for card in &plan.cards {
-            match tap::create() {
-                Ok(name) => taps.push(Tap {
-                    name,
-                    mac: card.mac,
-                    guest: card.guest,
-                }),
+        let cards = plan.cards.clone();
+        for card in &cards {
+            match card.tap() {
+                Ok(tap) => taps.push(tap),
                 Err(error) => {
                     remove(&taps);
                     return Err(error);
@@ -146,18 +160,67 @@ impl Networks {
         let bell = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
         )?);
-        let thread = Service::new(plan, names, place, Arc::clone(&bell), Box::new(news))
-            .and_then(|service| thread::Builder::new().spawn(move || service.run()));
+        let (orders, come) = channel();
+        let thread = Service::new(
+            plan,
+            names,
+            place,
+            (come, Arc::clone(&bell)),
+            Box::new(news),
+        )
+        .and_then(|service| thread::Builder::new().spawn(move || service.run()));
         match thread {
             Ok(thread) => Ok(Self {
                 taps,
-                thread: Some((thread, bell)),
+                cards,
+                names: Default::default(),
+                thread: Some(Keeper {
+                    thread,
+                    orders,
+                    bell,
+                }),
             }),
             Err(error) => {
                 remove(&taps);
                 Err(error)
             }
         }
+    }
+
+    /// Gives a guest that came later cards on the networks of `like`, another guest.
+    ///
+    /// # Errors
+    /// The kernel refused a tap.
+    pub fn add(&mut self, guest: usize, name: &str, like: usize) -> io::Result<()> {
+        let Some(keeper) = &self.thread else {
+            return Ok(());
+        };
+        let modes: Vec<_> = self
+            .cards
+            .iter()
+            .filter(|card| card.guest == like)
+            .collect();
+        let modes: Vec<_> = modes.into_iter().map(|card| card.mode).collect();
+        for (index, mode) in modes.iter().enumerate() {
+            let [board, machine] = &self.names;
+            let mut tries = (index..usize::MAX).step_by(modes.len());
+            let mac = tries.find_map(|index| {
+                let mac = Mac::derive(board, machine, name, index);
+                (self.cards.iter().all(|card| card.mac != mac)).then_some(mac)
+            });
+            let card = Card {
+                guest,
+                mode: *mode,
+                mac: mac.ok_or(io::ErrorKind::AddrInUse)?,
+            };
+            let tap = card.tap()?;
+            // Without a thread the networks are gone, and the guests go with them.
+            let _ = keeper.orders.send((card.clone(), tap.name.clone()));
+            self.cards.push(card);
+            self.taps.push(tap);
+        }
+        let _ = keeper.bell.write(1);
+        Ok(())
     }
 
     /// The taps of a guest, in the order of its cards.
@@ -168,11 +231,23 @@ impl Networks {
 
 impl Drop for Networks {
     fn drop(&mut self) {
-        if let Some((thread, bell)) = self.thread.take() {
+        if let Some(keeper) = self.thread.take() {
+            drop(keeper.orders);
             // A bell that cannot be rung is ringing already; a thread that panicked has nothing to take down.
-            let _ = bell.write(1);
-            let _ = thread.join();
+            let _ = keeper.bell.write(1);
+            let _ = keeper.thread.join();
         }
+    }
+}
+
+impl Card {
+    /// Makes the tap that it is.
+    fn tap(&self) -> io::Result<Tap> {
+        Ok(Tap {
+            name: tap::create()?,
+            mac: self.mac,
+            guest: self.guest,
+        })
     }
 }
 

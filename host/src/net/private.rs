@@ -59,6 +59,11 @@ impl Private {
         })
     }
 
+    /// Serves one more card.
+    pub fn add(&mut self, card: Mac) {
+        self.server.add(card);
+    }
+
     /// Answers what came in; returns the addresses that cards have from now on.
     pub fn serve(&self) -> Vec<(Mac, Ipv4Addr)> {
         let mut given = Vec::new();

@@ -4,6 +4,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
@@ -11,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::nft::Table;
-use super::plan::Plan;
+use super::plan::{Card, Plan};
 use super::private::{Private, free_subnet};
 use super::rtnl::{Monitor, Rtnl};
 use super::rules::{Forward, Net, rules};
@@ -34,6 +35,8 @@ pub struct Service {
     place: Place,
     rtnl: Rtnl,
     monitor: Monitor,
+    /// Cards that come later, each with its tap.
+    orders: Receiver<(Card, String)>,
     bell: Arc<EventFd>,
     news: Box<dyn Fn(News) + Send>,
     table: Option<Table>,
@@ -72,7 +75,7 @@ impl Service {
         plan: Plan,
         taps: Vec<String>,
         place: Place,
-        bell: Arc<EventFd>,
+        (orders, bell): (Receiver<(Card, String)>, Arc<EventFd>),
         news: Box<dyn Fn(News) + Send>,
     ) -> io::Result<Self> {
         let cards = plan.cards.len();
@@ -82,6 +85,7 @@ impl Service {
             plan,
             taps,
             place,
+            orders,
             bell,
             news,
             table: None,
@@ -100,7 +104,7 @@ impl Service {
         })
     }
 
-    /// Sets the networks up and keeps them until the bell rings.
+    /// Sets the networks up and keeps them until there is nobody who could order anything.
     pub fn run(mut self) {
         // Guests run already: first of all they are connected.
         let order = [
@@ -124,13 +128,56 @@ impl Service {
             }
             self.settle(now);
             for token in self.wait() {
-                if matches!(token, Token::Bell) {
+                if matches!(token, Token::Bell) && !self.ordered() {
                     self.close();
                     return;
                 }
                 self.handle(token);
             }
         }
+    }
+
+    /// Takes in the cards that have come; false at the end.
+    fn ordered(&mut self) -> bool {
+        let _ = self.bell.read();
+        loop {
+            match self.orders.try_recv() {
+                Ok((card, tap)) => {
+                    let text = format!("{tap} cannot be connected");
+                    if let Err(error) = self.add(card, tap) {
+                        self.remark(format!("{text}: {error}"));
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Connects one more card.
+    fn add(&mut self, card: Card, tap: String) -> io::Result<()> {
+        let index = self.plan.cards.len();
+        let private = match card.mode {
+            Mode::Bridge => self.instead.as_mut(),
+            Mode::Nat => self.nat.as_mut(),
+            Mode::Isolated => self.isolated.as_mut(),
+        };
+        let wired = self.wired.as_ref().filter(|_| card.mode == Mode::Bridge);
+        let bridge = wired.map(|wired| wired.bridge.index);
+        let bridge = bridge.or_else(|| Some(private.as_ref()?.bridge.index));
+        let bridge = bridge.ok_or(io::ErrorKind::NotFound)?;
+        let link = bridge::connect(&mut self.rtnl, &tap, bridge)?;
+        if card.mode == Mode::Bridge {
+            self.watches.push(Watch::open(index, link.index, card.mac)?);
+        }
+        if let Some(private) = private {
+            private.add(card.mac);
+        }
+        self.plan.cards.push(card);
+        self.taps.push(tap);
+        self.addresses.push(None);
+        self.told.push(None);
+        Ok(())
     }
 
     fn has(&self, mode: Mode) -> bool {

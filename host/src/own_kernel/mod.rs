@@ -8,13 +8,17 @@ pub mod reader;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use devices::virtio::block::nbd::NbdError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::nbd::client::Client;
 
 /// Name under which the executable is the reader of boot entries.
 pub const READER_NAME: &str = "daruma-boot-entry";
@@ -60,6 +64,15 @@ pub enum OwnKernelError {
         /// Cause.
         #[source]
         source: io::Error,
+    },
+    /// Where the disk is served, something else is.
+    #[error("cannot read {disk} with what the guest has written to it")]
+    Served {
+        /// Path of the image.
+        disk: PathBuf,
+        /// Cause.
+        #[source]
+        source: NbdError,
     },
     /// No process.
     #[error("cannot start {program} as {READER_NAME}")]
@@ -123,26 +136,33 @@ pub struct OwnKernel {
 }
 
 impl OwnKernel {
-    /// Has `program` read the boot entry of the raw image `disk`, and copies its files into `folder`.
+    /// Has `program` read the boot entry of the raw image `disk`, and copies its files into `folder`. Where the disk is
+    /// served at `socket` by NBD, what is read is what the guest has written over the image.
     ///
     /// # Errors
     /// The disk has no entry that can be used, or the guest's memory of `memory_mib` could not hold it.
     pub fn read(
         program: &Path,
         disk: &Path,
+        socket: Option<&Path>,
         folder: &Path,
         memory_mib: u64,
         extra: &str,
     ) -> Result<Self, OwnKernelError> {
-        let image = File::open(disk).map_err(failed("open", disk))?;
         let mut command = Command::new(program);
-        command
-            .arg0(READER_NAME)
-            .env_clear()
-            .current_dir("/")
-            .stdin(image)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+        command.arg0(READER_NAME).env_clear().current_dir("/");
+        match socket {
+            None => command.stdin(File::open(disk).map_err(failed("open", disk))?),
+            Some(socket) => {
+                let connected = Client::connect(socket);
+                let (stream, len) = connected.map_err(|source| OwnKernelError::Served {
+                    disk: disk.to_owned(),
+                    source,
+                })?;
+                command.arg(len.to_string()).stdin(OwnedFd::from(stream))
+            }
+        };
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
         // The supervisor takes in every child that ends: how this one ended shows in what it wrote.
         let mut child = command.spawn().map_err(|source| OwnKernelError::Spawn {
             program: program.to_owned(),

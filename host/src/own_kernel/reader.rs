@@ -1,18 +1,20 @@
-//! The process that reads a guest's disk: everything it is given is its standard input, everything it can reach its
-//! standard output.
+//! The process that reads a guest's disk: everything it is given is its standard input (an image, or a stream on which the
+//! store serves the disk by NBD, with an argument that says its length), everything it can reach its standard output.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use boot_entry::{BootError, Disk};
+use boot_entry::{BootError, Bytes, Disk};
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::Header;
 use crate::errors::chain;
+use crate::nbd::client::Client;
 
 /// Address space in bytes. A file system's journal and folders are read into memory; files are not.
 const MAX_MEMORY: u64 = 512 << 20;
@@ -56,9 +58,18 @@ fn answer() -> io::Result<()> {
     // Copies of both, so that the disk can be read at any place and the answer is not flushed at every line.
     let disk = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut out = BufWriter::new(File::from(io::stdout().as_fd().try_clone_to_owned()?));
+    let served = std::env::args().nth(1);
+    let served = served.map(|len| len.parse::<u64>().map_err(io::Error::other));
     // No more descriptors from here on.
     setrlimit(Resource::RLIMIT_NOFILE, 0, 0)?;
-    let disk = match Disk::open(disk) {
+    let opened = match served.transpose()? {
+        None => Disk::open(disk),
+        Some(len) => {
+            let client: Arc<dyn Bytes> = Arc::new(Client::over(OwnedFd::from(disk).into(), len)?);
+            Disk::new(&client)
+        }
+    };
+    let disk = match opened {
         Ok(disk) => disk,
         Err(error) => return refuse(&error, out),
     };

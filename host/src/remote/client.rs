@@ -14,8 +14,10 @@ use super::{Answer, Command, SOCKET};
 const PLACES: [&str; 2] = ["/run", "/tmp"];
 /// Most bytes of an answer: dozens of guests with dozens of devices each.
 const MAX_ANSWER: u64 = 16 << 20;
-/// How long an answer may take: more than the supervisor gives its guests' VMMs.
+/// How long an answer, or the next news of it, may take: more than the supervisor gives its guests' VMMs. Snapshots have
+/// longer: until a damaged disk has said that it is one.
 const PATIENCE: Duration = Duration::from_secs(10);
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -87,11 +89,16 @@ fn sockets_in(place: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Has the supervisor at `socket` carry out `command`.
+/// Has the supervisor at `socket` carry out `command`. `progress` gets what is being done, how much of it is, and of how
+/// much.
 ///
 /// # Errors
 /// It cannot be reached, or refuses.
-pub fn ask(socket: &Path, command: &Command) -> Result<serde_json::Value, AskError> {
+pub fn ask(
+    socket: &Path,
+    command: &Command,
+    mut progress: impl FnMut(&str, u64, u64),
+) -> Result<serde_json::Value, AskError> {
     let io = |source| AskError::Io {
         path: socket.to_owned(),
         source,
@@ -101,16 +108,24 @@ pub fn ask(socket: &Path, command: &Command) -> Result<serde_json::Value, AskErr
         source,
     };
     let mut stream = UnixStream::connect(socket).map_err(io)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
+    let patience = match command {
+        Command::Metrics { .. } => PATIENCE,
+        _ => LONG_PATIENCE,
+    };
+    stream.set_read_timeout(Some(patience)).map_err(io)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
     let mut line = serde_json::to_vec(command).map_err(json)?;
     line.push(b'\n');
     stream.write_all(&line).map_err(io)?;
-    let mut answer = String::new();
-    let mut reader = BufReader::new(stream.take(MAX_ANSWER));
-    reader.read_line(&mut answer).map_err(io)?;
-    match serde_json::from_str(&answer).map_err(json)? {
-        Answer::Ok(value) => Ok(value),
-        Answer::Error(reason) => Err(AskError::Refused(reason)),
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut answer = String::new();
+        let mut line = (&mut reader).take(MAX_ANSWER);
+        line.read_line(&mut answer).map_err(io)?;
+        match serde_json::from_str(&answer).map_err(json)? {
+            Answer::Ok(value) => return Ok(value),
+            Answer::Error(reason) => return Err(AskError::Refused(reason)),
+            Answer::Progress { what, done, total } => progress(&what, done, total),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Commands from other processes of the host: a Unix socket in the run folder, JSON, one object a line each way.
 //!
 //! ```text
-//!   daruma metrics [GUEST] ──► client ──► DIR/control.sock ──► server ──► supervisor's loop
+//!   daruma metrics, guest, log, snapshot, store ──► client ──► DIR/control.sock ──► server ──► supervisor's loop
 //! ```
 //!
 //! The socket is its owner's alone (mode 0600), as is all that the supervisor has. A client that stalls, says too much or
@@ -9,11 +9,14 @@
 
 mod client;
 mod server;
+pub mod text;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::snapshots::StoreCommand;
 
 pub use client::{AskError, ask, find};
 pub(crate) use server::{CallerId, Server};
@@ -31,6 +34,72 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guest: Option<String>,
     },
+    /// Take a snapshot of a guest that runs.
+    Snapshot {
+        /// Of this guest, by its name or number.
+        guest: String,
+        /// A user's words about it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    },
+    /// Have a guest go on from a snapshot.
+    Restore {
+        /// This guest, by its name or number.
+        guest: String,
+        /// The snapshot's id; the guest's newest without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<u64>,
+    },
+    /// Start guests that go on from a snapshot of another one, beside it.
+    Fork {
+        /// Of this guest, by its name or number.
+        guest: String,
+        /// The snapshot's id; without it one is taken, or the newest is used of a guest that does not run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<u64>,
+        /// How many.
+        count: u32,
+    },
+    /// The guests, or one of them.
+    Guests {
+        /// This one, by its name or number, in full.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+    },
+    /// Have a guest start, stop and so on. Answered at once: what comes of it, [`Command::Guests`] says.
+    Act {
+        /// This guest, by its name or number.
+        guest: String,
+        /// What it is to do.
+        act: Act,
+    },
+    /// What befell the guests.
+    Log {
+        /// What the VMM of this one said instead.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+    },
+    /// What only concerns the store.
+    Store {
+        /// What of it.
+        what: StoreCommand,
+    },
+}
+
+/// What a guest can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Act {
+    /// Start, if it does not run.
+    Start,
+    /// Power off; it is ended when its time is up.
+    Stop,
+    /// End at once.
+    Kill,
+    /// Stop, and start again.
+    Restart,
+    /// Begin anew from its images. What its disks were is kept for a while as a snapshot.
+    FactoryReset,
 }
 
 /// What is answered.
@@ -41,6 +110,15 @@ pub enum Answer {
     Ok(Value),
     /// It was not, for this reason.
     Error(String),
+    /// It is being done; the answer is still to come.
+    Progress {
+        /// What is done.
+        what: String,
+        /// How much of it, in bytes.
+        done: u64,
+        /// Of how much; 0 where that is not known.
+        total: u64,
+    },
 }
 
 /// Where the supervisor that works in the folder `run` listens.

@@ -1,26 +1,52 @@
 //! The commands of the host's prompt.
 
-use std::fmt::Write;
-
+use super::forks::Forks;
 use super::inquiry::Asker;
-use super::{Outcome, Phase, State, Supervisor};
-use crate::clock;
+use super::{Outcome, Supervisor};
 use crate::config::nearest;
+use crate::remote::Act;
+use crate::snapshots::StoreCommand;
 
-const COMMANDS: [&str; 14] = [
-    "help", "list", "view", "start", "stop", "restart", "kill", "log", "metrics", "network",
-    "shell", "poweroff", "reboot", "quit",
+const COMMANDS: [&str; 21] = [
+    "help",
+    "list",
+    "show",
+    "view",
+    "start",
+    "stop",
+    "restart",
+    "kill",
+    "factory-reset",
+    "log",
+    "metrics",
+    "network",
+    "snapshot",
+    "snapshots",
+    "restore",
+    "fork",
+    "store",
+    "shell",
+    "poweroff",
+    "reboot",
+    "quit",
 ];
 
 const HELP: &str = "\
 list             the guests and their states
+show GUEST       one guest: its health, its falls, what it would go back to
 view GUEST       show a guest; Ctrl-] 0 leads back
 start GUEST      start a guest that does not run
 stop GUEST       press its power button; stop it when its time is up
 restart GUEST    stop, then start
 kill GUEST       end its VMM at once
-log GUEST        newest lines of its VMM's log
+factory-reset GUEST yes  begin anew from its images; what its disks were is kept a while
+log [GUEST]      falls and stands; newest lines of a guest's VMM's log
 metrics [GUEST]  what its devices, or those of all guests, have counted
+snapshot GUEST   take a snapshot while it runs
+snapshots [GUEST]  the snapshots there are
+restore GUEST [ID]  go on from a snapshot, the newest without an id
+fork GUEST [N]   start N guests that go on from where it is, beside it
+store            what the store has, and how much
 network          the host's networks
 shell            a shell on the host
 poweroff         shut every guest down, then switch off
@@ -30,15 +56,39 @@ Ctrl-] ?         keys";
 impl Supervisor {
     pub(super) fn command(&mut self, head: usize, line: &str) {
         let mut words = line.split_whitespace();
-        let (Some(verb), argument) = (words.next(), words.next()) else {
+        let (Some(verb), argument, second) = (words.next(), words.next(), words.next()) else {
             return;
         };
         let answer = match (verb, argument) {
             ("help" | "?", _) => Ok(HELP.to_owned()),
             ("list", _) => Ok(self.list()),
+            ("show", Some(name)) => self.show(name),
+            ("log", guest) => self.log_text(guest),
+            ("factory-reset", Some(name)) => match (self.find(name), second) {
+                (Ok(index), Some("yes")) => {
+                    self.act(index, Act::FactoryReset).map(|()| String::new())
+                }
+                (Ok(_), _) => Err(format!(
+                    "{name} loses all that it has written; say: factory-reset {name} yes"
+                )),
+                (Err(reason), _) => Err(reason),
+            },
             ("metrics", guest) => self
                 .ask_metrics(Asker::Head(head), guest)
                 .map(|()| String::new()),
+            ("snapshots", guest) => self.ask_store(
+                head,
+                StoreCommand::List {
+                    guest: guest.map(str::to_owned),
+                },
+            ),
+            ("store", _) => self.ask_store(head, StoreCommand::Status),
+            ("snapshot", Some(name)) => self
+                .find(name)
+                .and_then(|index| self.take_snapshot(Asker::Head(head), index, None))
+                .map(|()| String::new()),
+            ("restore", Some(name)) => self.restore_command(head, name, second),
+            ("fork", Some(name)) => self.fork_command(head, name, second),
             ("network", _) if self.network_state.is_empty() => Ok("no network".to_owned()),
             ("network", _) => Ok(self.network_state.clone()),
             ("poweroff" | "quit", _) => {
@@ -57,10 +107,12 @@ impl Supervisor {
                 self.console.show(head, channel);
                 String::new()
             }),
-            ("view" | "start" | "stop" | "restart" | "kill" | "log", None) => {
-                Err(format!("which guest? {verb} GUEST"))
-            }
-            ("view" | "start" | "stop" | "restart" | "kill" | "log", Some(name)) => self
+            (
+                "view" | "show" | "start" | "stop" | "restart" | "kill" | "factory-reset"
+                | "snapshot" | "restore" | "fork",
+                None,
+            ) => Err(format!("which guest? {verb} GUEST")),
+            ("view" | "start" | "stop" | "restart" | "kill", Some(name)) => self
                 .find(name)
                 .and_then(|index| self.guest_command(head, verb, index)),
             _ => Err(match nearest(verb, COMMANDS) {
@@ -70,6 +122,45 @@ impl Supervisor {
         };
         let (Ok(text) | Err(text)) = answer;
         self.console.reply(head, &text);
+    }
+
+    fn ask_store(&mut self, head: usize, command: StoreCommand) -> Result<String, String> {
+        self.store_command(Asker::Head(head), command)
+            .map(|()| String::new())
+    }
+
+    fn restore_command(
+        &mut self,
+        head: usize,
+        name: &str,
+        snapshot: Option<&str>,
+    ) -> Result<String, String> {
+        let index = self.find(name)?;
+        let id = |text: &str| {
+            text.parse::<u64>()
+                .map_err(|_| format!("'{text}' is no snapshot; 'snapshots' lists them"))
+        };
+        let snapshot = snapshot.map(id).transpose()?;
+        self.restore(Asker::Head(head), index, snapshot)
+            .map(|()| String::new())
+    }
+
+    fn fork_command(
+        &mut self,
+        head: usize,
+        name: &str,
+        count: Option<&str>,
+    ) -> Result<String, String> {
+        let number = |text: &str| {
+            let number = text.parse::<u32>();
+            number.map_err(|_| format!("'{text}' is no number of forks"))
+        };
+        let forks = Forks {
+            asker: Asker::Head(head),
+            guest: self.find(name)?,
+            count: count.map_or(Ok(1), number)?,
+        };
+        self.fork(forks, None).map(|()| String::new())
     }
 
     /// A guest by its name or its number.
@@ -88,81 +179,18 @@ impl Supervisor {
     }
 
     fn guest_command(&mut self, head: usize, verb: &str, index: usize) -> Result<String, String> {
-        let now = clock::now();
-        let guest = &mut self.guests[index];
-        let name = guest.name.clone();
-        let is_up = guest.vm().is_some();
-        match verb {
+        let act = match verb {
             "view" => {
-                let channel = guest.channel;
+                let channel = self.guests[index].channel;
                 self.console.show(head, channel);
+                return Ok(String::new());
             }
-            "log" => {
-                let lines: Vec<_> = guest.log.iter().map(String::as_str).collect();
-                return Ok(if lines.is_empty() {
-                    "(empty)".to_owned()
-                } else {
-                    lines.join("\n")
-                });
-            }
-            "kill" => match guest.vm() {
-                Some(vm) => vm.kill(now),
-                None => self.stop(index, now),
-            },
-            "stop" => {
-                guest.start_when_down = false;
-                self.stop(index, now);
-            }
-            "restart" if is_up => {
-                guest.start_when_down = true;
-                self.stop(index, now);
-            }
-            _ if self.going_down.is_some() => return Err("the machine goes down".to_owned()),
-            _ if is_up => return Err(format!("guest '{name}' runs")),
-            _ if guest.config.is_none() => {
-                return Err(format!("guest '{name}' cannot run: {}", guest.detail));
-            }
-            // "start", and "restart" of a guest that is down.
-            _ => {
-                if !matches!(guest.phase, Phase::Preparing) {
-                    guest.life.forgive();
-                    self.start(&[index], "");
-                }
-            }
-        }
+            "stop" => Act::Stop,
+            "restart" => Act::Restart,
+            "kill" => Act::Kill,
+            _ => Act::Start,
+        };
+        self.act(index, act)?;
         Ok(String::new())
-    }
-
-    fn list(&self) -> String {
-        let width = self
-            .guests
-            .iter()
-            .map(|guest| guest.name.len())
-            .max()
-            .unwrap_or(0)
-            .max(5);
-        let mut table = format!(
-            "no {:width$} state    vcpus memory  address         ",
-            "guest"
-        );
-        for guest in &self.guests {
-            let (vcpus, memory) = guest
-                .config
-                .as_ref()
-                .map_or((0, 0), |config| (config.vcpus, config.memory_mib));
-            let address = guest.addresses.iter().map(|(_, address)| address);
-            let address = address.min().map(ToString::to_string);
-            let address = address.unwrap_or_default();
-            // Writing to a string cannot fail.
-            let _ = write!(
-                table,
-                "\n{:2} {:width$} {:8} {vcpus:5} {memory:4} M  {address:15} {}",
-                guest.channel, guest.name, guest.state, guest.detail
-            );
-        }
-        if self.guests.iter().all(|guest| guest.state == State::Ready) && !self.guests.is_empty() {
-            table.push_str("\nall guests are ready");
-        }
-        table
     }
 }

@@ -11,6 +11,11 @@ pub enum Event {
         /// Microseconds.
         us: u64,
     },
+    /// The guest goes on from its snapshot.
+    Restored {
+        /// Microseconds.
+        us: u64,
+    },
     /// The guest wrote to the boot timer.
     BootTimer {
         /// Microseconds.

@@ -9,14 +9,18 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, read, write};
 
+use super::agents::Agent;
 use super::control::{Action, Event};
+use super::healing::Healing;
+use super::inquiry::Asker;
 use super::launch::Launched;
 use super::lifecycle::{End, Lifecycle, State};
 use super::ready::ConsoleRule;
 use crate::address::Mac;
-use crate::config::{GuestConfig, Ready};
+use crate::config::{GuestConfig, Health, Ready};
 use crate::images::Prepared;
 use crate::lines::LineBuffer;
+use crate::snapshots::Begin;
 
 /// Keys kept for a guest that does not read them yet.
 const MAX_INPUT: usize = 4096;
@@ -46,6 +50,8 @@ pub enum Phase {
 /// How far the end of a run was brought about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stopping {
+    /// A snapshot is taken of it first; the time that it has for the power button, should that fail.
+    Suspending(Duration),
     /// The power button was pressed.
     Asked,
     /// The VMM was told to stop.
@@ -66,6 +72,9 @@ pub struct Vm {
     log_line: LineBuffer,
     control_line: LineBuffer,
     rule: Option<ConsoleRule>,
+    /// The text that is a sign of life, and the one that says that it has fallen.
+    beat: Option<ConsoleRule>,
+    fallen: Option<ConsoleRule>,
     /// How it is being stopped, and when the next means is taken.
     stopping: Option<(Stopping, Duration)>,
     /// What the VMM said about its end.
@@ -97,10 +106,48 @@ pub struct Guest {
     pub images: Option<Prepared>,
     /// It is to be started again when it is down, because a user asked for a restart.
     pub start_when_down: bool,
+    /// What its next run begins with, if that is not as usual.
+    pub begin: Option<Begin>,
+    /// Its falls.
+    pub(super) healing: Healing,
+    /// What it says by vsock.
+    pub(super) agent: Agent,
+    /// The snapshot that its present run has gone on from, and whether it had said by then that it was ready.
+    pub restored: Option<(u64, bool)>,
+    /// Who wants to know how that goes.
+    pub restore_asker: Option<Asker>,
+    /// When the next checkpoint is due; not while one is taken.
+    pub next_checkpoint: Option<Duration>,
+    /// The last checkpoint failed, as was said.
+    pub checkpoint_failed: bool,
     /// Addresses of its network cards, as far as they are known.
     pub addresses: Vec<(Mac, Ipv4Addr)>,
     /// Newest lines of its VMM's log.
     pub log: VecDeque<String>,
+}
+
+/// A part of a guest's serial output, and what it says.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// The output.
+    pub bytes: Vec<u8>,
+    /// The guest is ready by its rule.
+    pub ready: bool,
+    /// It gave a sign of life.
+    pub beats: bool,
+    /// It says that it has fallen.
+    pub fallen: bool,
+}
+
+/// How a run has ended.
+#[derive(Debug)]
+pub struct Over {
+    /// In words.
+    pub text: String,
+    /// Somebody had asked for it.
+    pub asked: bool,
+    /// The guest itself has brought its disks in order.
+    pub in_order: bool,
 }
 
 /// A pipe of a VMM.
@@ -131,6 +178,13 @@ impl Guest {
             preparations: 0,
             images: None,
             start_when_down: false,
+            next_checkpoint: None,
+            checkpoint_failed: false,
+            begin: None,
+            healing: Healing::default(),
+            agent: Agent::default(),
+            restored: None,
+            restore_asker: None,
             addresses: Vec::new(),
             log: VecDeque::new(),
         }
@@ -179,12 +233,19 @@ impl Guest {
         })
     }
 
-    /// When something is due: a restart, or the next means of stopping.
+    /// When something is due: a restart, the next means of stopping, a checkpoint, or a sign of health.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
+        let healing = self.rules().and_then(|rules| self.healing.due(rules));
         match &self.phase {
             Phase::Waiting(until) => Some(*until),
-            Phase::Up(vm) => vm.stopping.map(|(_, until)| until),
+            Phase::Up(vm) => match vm.stopping {
+                Some((_, until)) => Some(until),
+                None => {
+                    let due = [self.next_checkpoint, healing, self.agent.due()];
+                    due.into_iter().flatten().min()
+                }
+            },
             Phase::Down | Phase::Preparing => None,
         }
     }
@@ -197,17 +258,28 @@ impl Guest {
         self.log.push_back(line);
     }
 
-    /// Reads a part of the guest's serial output; true if it makes the guest ready by its rule.
-    pub fn read_output(&mut self) -> (Vec<u8>, bool) {
+    /// Reads a part of the guest's serial output.
+    pub fn read_output(&mut self) -> Output {
         let Some(vm) = self.vm() else {
-            return (Vec::new(), false);
+            return Output::default();
         };
         let bytes = read_some(&vm.ends.stdout, &mut vm.stdout_open);
-        let ready = vm.rule.as_mut().is_some_and(|rule| rule.feed(&bytes));
+        let found =
+            |rule: &mut Option<ConsoleRule>| rule.as_mut().is_some_and(|rule| rule.feed(&bytes));
+        let (ready, beats, fallen) = (
+            found(&mut vm.rule),
+            found(&mut vm.beat),
+            found(&mut vm.fallen),
+        );
         if ready {
             vm.rule = None;
         }
-        (bytes, ready)
+        Output {
+            bytes,
+            ready,
+            beats,
+            fallen,
+        }
     }
 
     /// Reads a part of the VMM's log; false when nothing was there.
@@ -249,14 +321,18 @@ impl Guest {
         events
     }
 
-    /// The run is over: how it came to that, in words, and whether it was asked for.
-    pub fn over(&mut self, end: End) -> (String, bool) {
+    /// The run is over.
+    pub fn over(&mut self, end: End) -> Over {
         // What it wrote last is still in the pipes.
         while self.read_log() {}
         self.read_control();
         let mut last_line = None;
         let Phase::Up(mut vm) = std::mem::replace(&mut self.phase, Phase::Down) else {
-            return (end.to_string(), false);
+            return Over {
+                text: end.to_string(),
+                asked: false,
+                in_order: false,
+            };
         };
         if let Some(line) = vm.log_line.finish() {
             vm.last_logged = Some(line.clone());
@@ -268,22 +344,41 @@ impl Guest {
         }
         let cause = match (end, vm.stopping) {
             (End::Clean, Some((Stopping::Told, _))) => "stopped".to_owned(),
-            (End::Signal(_), Some((Stopping::Killed, _))) => "killed".to_owned(),
+            (End::Signal(_), Some((Stopping::Killed, _))) => match self.healing.suspended {
+                Some(id) => format!("suspended as snapshot {id}"),
+                None => "killed".to_owned(),
+            },
             _ => end.to_string(),
         };
         let text = match last_line {
             Some(line) => format!("{cause}: {line}"),
             None => cause,
         };
-        (text, asked)
+        let by_itself = matches!(
+            vm.stopping,
+            None | Some((Stopping::Asked | Stopping::Suspending(_), _))
+        );
+        Over {
+            text,
+            asked,
+            in_order: by_itself && matches!(end, End::Clean | End::Reboot),
+        }
     }
 
     /// A new run began.
     pub fn up(&mut self, ends: Launched) {
         let rule = self.config.as_ref().and_then(|config| match &config.ready {
             Ready::Console(text) => Some(ConsoleRule::new(text)),
-            Ready::BootTimer => None,
+            Ready::BootTimer | Ready::Vsock(_) => None,
         });
+        let rules = self.rules();
+        let text = |of: fn(&Health) -> &Option<String>| {
+            rules.and_then(|rules| of(rules).as_deref().map(ConsoleRule::new))
+        };
+        let (beat, fallen) = (
+            text(|rules| &rules.heartbeat_console),
+            text(|rules| &rules.fallen_console),
+        );
         self.log.clear();
         if let Some(own) = self.images.as_ref().and_then(|images| images.own.as_ref()) {
             let line = format!("boot entry {}: {}", own.origin, own.cmdline);
@@ -298,6 +393,8 @@ impl Guest {
             log_line: LineBuffer::new(MAX_LOG_LINE),
             control_line: LineBuffer::new(MAX_EVENT),
             rule,
+            beat,
+            fallen,
             stopping: None,
             last_words: None,
             last_logged: None,
@@ -336,12 +433,34 @@ impl Vm {
         }
     }
 
+    /// Whether its end is asked for already.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Begins to suspend: it is to be ended after a snapshot. False if its end was asked for before.
+    pub fn suspend(&mut self, now: Duration, limit: Duration) -> bool {
+        let first = self.stopping.is_none();
+        if first {
+            self.stopping = Some((Stopping::Suspending(limit), now + limit));
+        }
+        first
+    }
+
     /// Begins to stop: the guest is asked, and has until `limit` after `now`.
     pub fn ask(&mut self, now: Duration, limit: Duration) {
-        if self.stopping.is_none() {
+        if matches!(self.stopping, None | Some((Stopping::Suspending(_), _))) {
             self.send(Action::PowerButton);
             self.stopping = Some((Stopping::Asked, now + limit));
         }
+    }
+
+    /// Ends the VMM at once, because something that it needs is gone: the guest has fallen, nobody has asked for that.
+    pub fn fell(&mut self, now: Duration) {
+        let stopping = self.stopping;
+        self.kill(now);
+        self.stopping = stopping;
     }
 
     /// Ends the VMM at once.
@@ -355,6 +474,10 @@ impl Vm {
     /// The time of the present means is up: takes the next one, and says which.
     pub fn press(&mut self, now: Duration) -> Option<&'static str> {
         match self.stopping {
+            Some((Stopping::Suspending(limit), until)) if until <= now => {
+                self.ask(now, limit);
+                Some("could not be suspended in time, its power button is pressed")
+            }
             Some((Stopping::Asked, until)) if until <= now => {
                 self.send(Action::Stop);
                 self.stopping = Some((Stopping::Told, now + STOP_GRACE));

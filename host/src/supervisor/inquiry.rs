@@ -5,9 +5,11 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::Supervisor;
+use super::forks::Forks;
 use super::guest::Guest;
 use crate::clock;
-use crate::remote::{Answer, CallerId, Command, metrics_as_text};
+use crate::remote::{Answer, CallerId, Command};
+use crate::snapshots::text::{amount, as_text};
 
 /// How long VMMs have for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -44,6 +46,39 @@ impl Supervisor {
         let asker = Asker::Caller(caller);
         let done = command.and_then(|command| match command {
             Command::Metrics { guest } => self.ask_metrics(asker, guest.as_deref()),
+            Command::Snapshot { guest, note } => {
+                let index = self.find(&guest)?;
+                self.take_snapshot(asker, index, note)
+            }
+            Command::Restore { guest, snapshot } => {
+                let index = self.find(&guest)?;
+                self.restore(asker, index, snapshot)
+            }
+            Command::Fork {
+                guest,
+                snapshot,
+                count,
+            } => {
+                let guest = self.find(&guest)?;
+                let forks = Forks {
+                    asker,
+                    guest,
+                    count,
+                };
+                self.fork(forks, snapshot)
+            }
+            Command::Guests { guest } => {
+                let guests = self.described(guest.as_deref())?;
+                self.answer(asker, &Answer::Ok(guests));
+                Ok(())
+            }
+            Command::Act { guest, act } => self.act_for(asker, &guest, act),
+            Command::Log { guest } => {
+                let log = self.log_of(guest.as_deref())?;
+                self.answer(asker, &Answer::Ok(log));
+                Ok(())
+            }
+            Command::Store { what } => self.store_command(asker, what),
         });
         if let Err(reason) = done {
             self.answer(asker, &Answer::Error(reason));
@@ -82,6 +117,7 @@ impl Supervisor {
 
     /// A VMM has said what it has counted.
     pub(super) fn counted(&mut self, index: usize, metrics: &Value) {
+        self.guests[index].healing.vmm_answers();
         let name = &self.guests[index].name;
         for inquiry in &mut self.inquiries {
             if let Some(place) = inquiry.missing.iter().position(|other| *other == index) {
@@ -120,19 +156,15 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, asker: Asker, answer: &Answer) {
+    pub(super) fn answer(&mut self, asker: Asker, answer: &Answer) {
         match asker {
             Asker::Head(head) => {
                 let text = match answer {
-                    Answer::Ok(metrics) => metrics_as_text(metrics),
+                    Answer::Ok(value) => as_text(value),
                     Answer::Error(reason) => reason.clone(),
+                    Answer::Progress { what, done, total } => amount(what, *done, *total),
                 };
-                let text = if text.is_empty() {
-                    "no guest runs"
-                } else {
-                    &text
-                };
-                self.console.reply(head, text);
+                self.console.reply(head, &text);
             }
             Asker::Caller(caller) => {
                 if let Some(server) = &mut self.server {

@@ -16,8 +16,12 @@ pub const MAX_FALLS: u32 = 5;
 pub enum State {
     /// Its images are being found, or it boots.
     Starting,
+    /// It goes on from a snapshot.
+    Restoring,
     /// It said so.
     Ready,
+    /// It has fallen, and is about to stand up again.
+    Unhealthy,
     /// It does not run, and that is in order, or it is about to be started again.
     Stopped,
     /// It does not run and will not by itself.
@@ -28,7 +32,9 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Starting => "starting",
+            Self::Restoring => "restoring",
             Self::Ready => "ready",
+            Self::Unhealthy => "unhealthy",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         })

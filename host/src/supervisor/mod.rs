@@ -1,22 +1,30 @@
 //! The one loop that runs the guests: it waits for the console, for every VMM's pipes, for signals and for timers, and
 //! never blocks anywhere else. What may take long (reading flash, waiting for disks) is done by threads that report here.
 
+mod agents;
 mod commands;
 mod control;
+mod forks;
 mod guest;
+mod healing;
 mod inquiry;
+mod keeping;
+mod ladder;
 mod launch;
 mod lifecycle;
 mod ready;
+mod reports;
 mod runs;
 mod wait;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
@@ -28,11 +36,14 @@ use crate::console::{Console, Request};
 use crate::errors::chain;
 use crate::images::{ImageError, Images, Prepared};
 use crate::net::{Networks, News, Place};
+use crate::own_kernel::OwnKernel;
 use crate::remote::{self, Server};
 use crate::shell::Shell;
+use crate::snapshots::Opened;
 use crate::timing;
 use guest::{Guest, Phase};
 use inquiry::Inquiry;
+use keeping::{Keeping, StorePlace};
 pub use launch::{VMM_NAME, set_nonblocking};
 use lifecycle::State;
 
@@ -88,6 +99,14 @@ enum Message {
         result: Result<Prepared, ImageError>,
     },
     Network(News),
+    Store(StorePlace),
+    /// What a guest boots whose disk is in the store.
+    Own {
+        guest: usize,
+        preparation: u64,
+        opened: Box<Opened>,
+        result: Result<OwnKernel, ImageError>,
+    },
 }
 
 /// A thread's way to the loop.
@@ -121,6 +140,10 @@ pub struct Supervisor {
     /// Takes commands of other processes; `None` if the host refused it.
     server: Option<Server>,
     inquiries: Vec<Inquiry>,
+    /// Snapshots.
+    keeping: Keeping,
+    /// What befell the guests, and when.
+    journal: VecDeque<(Duration, String)>,
     /// Guests were started; what `power_off_when_ready` and `Done` wait for.
     loaded: bool,
     going_down: Option<Outcome>,
@@ -174,6 +197,8 @@ impl Supervisor {
             shell: None,
             server: None,
             inquiries: Vec::new(),
+            keeping: Keeping::default(),
+            journal: VecDeque::new(),
             loaded: false,
             going_down: None,
         })
@@ -238,6 +263,7 @@ impl Supervisor {
         for remark in &machine.remarks {
             self.console.say(&format!("host: {remark}"));
         }
+        self.open_store(&machine.name, &machine.store);
         let mailbox = self.mailbox.clone();
         let place = if self.settings.is_init {
             Place::Rom
@@ -332,7 +358,7 @@ impl Supervisor {
         }
         self.going_down = Some(outcome);
         for index in 0..self.guests.len() {
-            self.stop(index, now);
+            self.put_down(index, now);
         }
     }
 
@@ -375,6 +401,7 @@ impl Supervisor {
 
     fn close(&mut self) {
         self.shell = None;
+        self.keeping = Keeping::default();
         self.networks = Networks::default();
         if let Some(images) = self.images.get() {
             images.disks.unmount();

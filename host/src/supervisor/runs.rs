@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::control::Event;
 use super::guest::Phase;
+use super::keeping::Asked;
 use super::lifecycle::{self, End, Next, State};
 use super::{Message, Supervisor, launch};
 use crate::clock;
 use crate::config::{GuestConfig, Kernel, Ready, Source};
 use crate::errors::chain;
 use crate::images::{ImageError, Prepared};
+use crate::snapshots::{Begin, Opened, What};
 use crate::timing;
 
 impl Supervisor {
@@ -23,6 +25,16 @@ impl Supervisor {
                 // The VMM has loaded them: tens of megabytes of the host's memory are free again.
                 guest.remove_copies();
             }
+            Event::Restored { us } => {
+                guest.log(format!("restored after {us} us"));
+                if let Some((snapshot, ready)) = guest.restored {
+                    self.restored(index, Ok(snapshot));
+                    // It said so before the snapshot was taken.
+                    if ready {
+                        self.became_ready(index);
+                    }
+                }
+            }
             Event::BootTimer { us } => {
                 guest.log(format!("boot timer after {us} us"));
                 let by_timer = guest
@@ -33,7 +45,10 @@ impl Supervisor {
                     self.became_ready(index);
                 }
             }
-            Event::Panicked => guest.log("the kernel has panicked".to_owned()),
+            Event::Panicked => {
+                guest.log("the kernel has panicked".to_owned());
+                self.fell(index, "its kernel has panicked");
+            }
             Event::CrashLoaded => {
                 guest.log("the kernel has panicked and starts its crash kernel".to_owned());
             }
@@ -44,14 +59,18 @@ impl Supervisor {
 
     pub(super) fn became_ready(&mut self, index: usize) {
         let guest = &mut self.guests[index];
-        if guest.state == State::Starting {
+        if matches!(guest.state, State::Starting | State::Restoring) {
             guest.life.ready();
+            let every = guest.config.as_ref().and_then(|config| config.checkpoints);
+            guest.next_checkpoint = every.map(|checkpoints| clock::now() + checkpoints.every);
             let counter = timing::counter();
-            self.set_state(
-                index,
-                State::Ready,
-                &format!("{} ms", clock::now().as_millis()),
-            );
+            let mut detail = format!("{} ms", clock::now().as_millis());
+            if let Some((snapshot, _)) = guest.restored {
+                detail.push_str(&format!(", from snapshot {snapshot}"));
+            }
+            self.set_state(index, State::Ready, &detail);
+            self.stands(index);
+            self.expect_agent(index);
             if self.settings.timing_since.is_some() {
                 let point = format!("{} ready", self.guests[index].name);
                 self.console.say(&timing::point(&point, counter));
@@ -82,7 +101,21 @@ impl Supervisor {
             };
             guest.phase = Phase::Preparing;
             guest.preparations += 1;
-            self.set_state(*index, State::Starting, why);
+            guest.restored = None;
+            match &guest.begin {
+                None | Some(Begin::Left | Begin::Resume | Begin::Factory { .. }) => {
+                    self.set_state(*index, State::Starting, why);
+                }
+                // Which one is not known yet.
+                Some(Begin::Back { .. }) => {}
+                Some(Begin::From(origin)) => {
+                    let mut detail = format!("snapshot {}", origin.snapshot);
+                    if let Some(other) = &origin.fork_of {
+                        detail.push_str(&format!(" of {other}"));
+                    }
+                    self.set_state(*index, State::Restoring, &detail);
+                }
+            }
             if needs_disk(&config) {
                 on_disks.push((*index, config));
             } else {
@@ -98,11 +131,12 @@ impl Supervisor {
         let mailbox = self.mailbox.clone();
         let images = Arc::clone(&self.images);
         let indices: Vec<_> = guests.iter().map(|(index, _)| *index).collect();
+        let has_store = self.keeping.has_disks();
         let numbers: Vec<_> = self.guests.iter().map(|guest| guest.preparations).collect();
         let work = move || {
             // The loader set it before there was any guest.
             if let Some(images) = images.get() {
-                images.prepare(guests, |guest, result| {
+                images.prepare(guests, has_store, |guest, result| {
                     mailbox.send(Message::Prepared {
                         guest,
                         preparation: numbers.get(guest).copied().unwrap_or_default(),
@@ -150,6 +184,7 @@ impl Supervisor {
             Err(reason) => {
                 self.guests[index].phase = Phase::Down;
                 self.set_state(index, State::Failed, &reason);
+                self.restored(index, Err(reason));
             }
         }
     }
@@ -160,11 +195,12 @@ impl Supervisor {
             .iter()
             .enumerate()
             .filter(|(other, _)| *other != index);
+        let has_store = self.keeping.has_disks();
         for (_, other) in rivals {
             if let Some(drive) = other
                 .images
                 .as_ref()
-                .and_then(|theirs| images.conflict(theirs))
+                .and_then(|theirs| images.conflict(theirs, has_store))
             {
                 return Err(format!(
                     "disk {} is already used by guest '{}', and one of them writes to it",
@@ -173,52 +209,106 @@ impl Supervisor {
                 ));
             }
         }
-        let guest = &mut self.guests[index];
-        let Some(config) = &guest.config else {
+        self.guests[index].images = Some(images);
+        if self.keeping.has_disks() && self.open_disks(index)? {
+            // It goes on when they are ready.
             return Ok(());
+        }
+        self.launch_with(index, None)
+    }
+
+    /// Starts the VMM, with what the store has for it.
+    pub(super) fn launch_with(
+        &mut self,
+        index: usize,
+        opened: Option<Opened>,
+    ) -> Result<(), String> {
+        let heals = self.heals(index);
+        let sockets = self.open_sockets(index)?;
+        let guest = &mut self.guests[index];
+        let (Some(config), Some(images)) = (&guest.config, &guest.images) else {
+            return Ok(());
+        };
+        let kept = launch::Kept {
+            opened: opened.as_ref(),
+            channel: self.keeping.channel(&guest.name),
+        };
+        let outside = launch::Outside {
+            taps: self.networks.taps(index),
+            sockets,
         };
         let ends = launch::launch(
             &self.settings.program,
             &self.settings.run_folder,
             config,
-            &images,
-            self.networks.taps(index),
+            images,
+            outside,
+            kept,
         )
         .map_err(|error| chain(&error))?;
-        guest.images = Some(images);
+        let lost = opened.as_ref().and_then(|opened| opened.lost);
+        let load = opened.and_then(|opened| opened.load);
+        guest.agent.expected = load.as_ref().is_some_and(|load| load.agent);
+        guest.restored = load.map(|load| (load.snapshot, load.ready));
+        guest.healing.lost = lost;
+        if let Some(rules) = guest.rules().cloned() {
+            let restored = guest.restored.is_some();
+            guest.healing.begun(clock::now(), &rules, restored, heals);
+        }
         guest.up(ends);
         Ok(())
     }
 
     pub(super) fn ended(&mut self, index: usize, end: End) {
         // What the guest printed last comes before the line that says how it ended.
-        loop {
-            let (bytes, ready) = self.guests[index].read_output();
-            if bytes.is_empty() {
-                break;
-            }
-            let channel = self.guests[index].channel;
-            self.console.output(channel, &bytes);
-            if ready {
-                self.became_ready(index);
-            }
-        }
+        while self.guest_output(index) {}
         for event in self.guests[index].read_control() {
             self.event(index, &event);
         }
+        self.close_disks(index);
         let guest = &mut self.guests[index];
         guest.remove_copies();
-        let (text, asked) = guest.over(end);
+        let over = guest.over(end);
+        let (was_ready, fallen) = (guest.state == State::Ready, guest.healing.fallen.take());
+        let has_fallen = fallen.is_some();
+        let text = fallen.unwrap_or(over.text);
+        guest.healing.over();
+        guest.agent.close();
+        // While it is about to go on from a snapshot, this is the end of the run before.
+        if guest.begin.is_none() {
+            self.restored(index, Err(text.clone()));
+        }
+        let heals = self.heals(index);
+        if heals && over.in_order && !has_fallen {
+            let guest = self.guests[index].name.clone();
+            // Noted or not, the next run begins as it should.
+            let _ = self.keeping.ask(What::Left { guest }, Asked::Nothing);
+        }
+        let guest = &mut self.guests[index];
         let policy = guest.config.as_ref().map(|config| config.restart);
-        let Some(policy) = policy.filter(|_| !asked && self.going_down.is_none()) else {
+        let Some(policy) = policy.filter(|_| !over.asked && self.going_down.is_none()) else {
             let start = std::mem::take(&mut guest.start_when_down) && self.going_down.is_none();
             self.set_state(index, State::Stopped, &text);
             if start {
-                self.guests[index].life.forgive();
+                self.forgive(index);
                 self.start(&[index], "");
             }
             return;
         };
+        let fell = match end {
+            _ if has_fallen => true,
+            End::Clean => false,
+            // What the guest asks for is granted, but not time and again.
+            End::Reboot => !was_ready,
+            // There is another rung, unless this was the last.
+            End::Refused => guest.restored.is_some(),
+            End::TripleFault | End::Watchdog | End::Error(_) | End::Signal(_) => true,
+        };
+        if heals && fell {
+            return self.stand_up(index, text);
+        }
+        // Nothing is gone back to: it boots.
+        guest.begin = heals.then_some(Begin::Left);
         match guest.life.ended(end, policy) {
             Next::Again(delay) => {
                 let when = match delay.as_secs() {
@@ -245,11 +335,19 @@ impl Supervisor {
         }
     }
 
+    /// Somebody has it started by hand: the count of its falls begins anew.
+    pub(super) fn forgive(&mut self, index: usize) {
+        let guest = &mut self.guests[index];
+        guest.life.forgive();
+        guest.healing.ladder.forgive();
+    }
+
     pub(super) fn timers(&mut self) {
         self.settle_inquiries();
         let now = clock::now();
         for index in 0..self.guests.len() {
             let guest = &mut self.guests[index];
+            let due = guest.next_checkpoint.is_some_and(|due| due <= now);
             match &mut guest.phase {
                 Phase::Waiting(until) if *until <= now => self.start(&[index], "again"),
                 Phase::Up(vm) => {
@@ -257,9 +355,20 @@ impl Supervisor {
                         let line = format!("host: {}: {step}", guest.name);
                         self.console.say(&line);
                     }
+                    if due {
+                        self.checkpoint(index, now);
+                    }
+                    self.check_health(index, now);
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The machine goes down, and a guest with it.
+    pub(super) fn put_down(&mut self, index: usize, now: Duration) {
+        if !self.suspend(index, now) {
+            self.stop(index, now);
         }
     }
 
@@ -271,7 +380,10 @@ impl Supervisor {
             .as_ref()
             .map_or(Duration::ZERO, |config| config.stop_timeout);
         match &mut guest.phase {
-            Phase::Up(vm) => vm.ask(now, limit),
+            Phase::Up(vm) => {
+                guest.agent.power_off();
+                vm.ask(now, limit);
+            }
             Phase::Preparing | Phase::Waiting(_) => {
                 guest.phase = Phase::Down;
                 self.set_state(index, State::Stopped, "before it ran");

@@ -7,6 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
+use super::agents::{Sign, Which};
 use super::guest::{Guest, Pipe};
 use super::inquiry::Inquiry;
 use super::lifecycle::End;
@@ -14,6 +15,7 @@ use super::{Message, Outcome, Supervisor};
 use crate::clock;
 use crate::power;
 use crate::remote::{CallerId, Server};
+use crate::snapshots::Process;
 
 /// What can wake the loop.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +26,11 @@ pub(super) enum Token {
     HeadInput(usize),
     HeadOutput(usize),
     Guest(usize, Pipe),
+    /// A port that a guest calls.
+    Agent(usize, Which, Sign),
     Shell,
+    /// The store's service.
+    Store,
     /// Somebody calls.
     Call,
     /// Somebody who has called.
@@ -34,6 +40,7 @@ pub(super) enum Token {
 impl Supervisor {
     /// Waits until something can be done without blocking.
     pub(super) fn wait(&self) -> Vec<Token> {
+        let now = clock::now();
         let mut waiting: Vec<(Token, BorrowedFd<'_>, bool)> = vec![
             (Token::Signal, self.signals.as_fd(), false),
             (Token::Mail, self.mailbox.bell.as_fd(), false),
@@ -51,6 +58,10 @@ impl Supervisor {
         for (index, guest) in self.guests.iter().enumerate() {
             let pipes = guest.pipes();
             waiting.extend(pipes.map(|(pipe, fd, write)| (Token::Guest(index, pipe), fd, write)));
+            let signs = guest.agent.waits(now);
+            waiting.extend(
+                signs.map(|(which, sign, fd)| (Token::Agent(index, which, sign), fd, false)),
+            );
         }
         waiting.extend(
             self.shell
@@ -58,6 +69,9 @@ impl Supervisor {
                 .map(|shell| (Token::Shell, shell.fd(), false)),
         );
 
+        let store = self.keeping.process().into_iter();
+        let store = store.flat_map(Process::waits);
+        waiting.extend(store.map(|(fd, write)| (Token::Store, fd, write)));
         for (caller, fd, write) in self.server.iter().flat_map(Server::waits) {
             let token = caller.map_or(Token::Call, Token::Caller);
             waiting.push((token, fd, write));
@@ -116,6 +130,13 @@ impl Supervisor {
                             result,
                         } => self.prepared(guest, preparation, result),
                         Message::Network(news) => self.network(news),
+                        Message::Store(place) => self.store_found(place),
+                        Message::Own {
+                            guest,
+                            preparation,
+                            opened,
+                            result,
+                        } => self.own_read(guest, preparation, *opened, result),
                     }
                 }
             }
@@ -143,6 +164,7 @@ impl Supervisor {
                 }
             }
             Token::Guest(index, pipe) => self.guest_pipe(index, pipe),
+            Token::Agent(index, which, sign) => self.agent_sign(index, which, sign),
             Token::Call => {
                 if let Some(server) = &mut self.server {
                     server.accept();
@@ -155,6 +177,7 @@ impl Supervisor {
                     self.remote(caller, command);
                 }
             }
+            Token::Store => self.store_speaks(),
             Token::Shell => {
                 let Some(shell) = &mut self.shell else { return };
                 let channel = self.console.shell_channel();
@@ -169,7 +192,7 @@ impl Supervisor {
     fn guest_pipe(&mut self, index: usize, pipe: Pipe) {
         let guest = &mut self.guests[index];
         match pipe {
-            Pipe::Output => self.guest_output(index),
+            Pipe::Output => drop(self.guest_output(index)),
             Pipe::Log => drop(guest.read_log()),
             Pipe::Input => {
                 if let Some(vm) = guest.vm() {
@@ -184,14 +207,22 @@ impl Supervisor {
         }
     }
 
-    fn guest_output(&mut self, index: usize) {
+    /// Takes in what a guest prints; false if there was nothing.
+    pub(super) fn guest_output(&mut self, index: usize) -> bool {
         let guest = &mut self.guests[index];
-        let (bytes, ready) = guest.read_output();
+        let output = guest.read_output();
         let channel = guest.channel;
-        self.console.output(channel, &bytes);
-        if ready {
+        self.console.output(channel, &output.bytes);
+        if output.ready {
             self.became_ready(index);
         }
+        if output.beats {
+            self.guests[index].healing.heard(clock::now());
+        }
+        if output.fallen {
+            self.fell(index, "it printed that it has fallen");
+        }
+        !output.bytes.is_empty()
     }
 
     fn read_signals(&mut self) {
@@ -230,6 +261,8 @@ impl Supervisor {
                 .position(|guest| guest.vm().is_some_and(|vm| vm.pid() == pid));
             if let Some(index) = index {
                 self.ended(index, end);
+            } else if (self.keeping.process()).is_some_and(|process| process.pid() == pid) {
+                self.store_ended(end);
             } else if self.shell.as_ref().is_some_and(|shell| shell.pid() == pid) {
                 self.shell = None;
                 let channel = self.console.shell_channel();

@@ -45,8 +45,45 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("vmm_inherits_four_descriptors", descriptors),
     ("commands_suggest_the_nearest", commands),
     ("metrics_come_by_console_and_by_socket", metrics),
+    ("what_is_said_inside_of_a_guest_counts", said_inside),
     ("term_signal_shuts_down_cleanly", term_signal),
 ];
+
+fn said_inside() -> Result<()> {
+    const WELL: &str = "call-1024={'beat':1,'well':true,'load':0.25,'available_kib':2048}";
+    const ILL: &str = "call-1024={'beat':2,'well':false,'why':'tired'}";
+    let by_port = |name: &str, script: &str, more: &str, port: u32| {
+        let rule = format!("{{ vsock = {port} }}");
+        guest(name, script, more).replace("{ console = \"ready now\" }", &rule)
+    };
+    let once = |name: &str| format!("{WELL} once=FOLDER/{name}");
+    let toml = by_port("knocks", "call-52=hello serve", "", 52)
+        + &by_port("well", &format!("{WELL} obey"), "stop-timeout = 60", 1024)
+        + &by_port("ill", &format!("{} {ILL} {ILL} serve", once("ill")), "", 1024)
+        + &by_port("once", &format!("{WELL} {ILL} {WELL} {ILL} serve"), "", 1024)
+        + &by_port("nonsense", "call-1024=hello call-1025=x serve", "", 1024)
+        // The last: its table would take what follows.
+        + &by_port("silent", &format!("{} serve", once("silent")), "[guest.health]\nheartbeat = 1", 1024);
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&[
+        "daruma: knocks: ready: ",
+        "daruma: well: ready: ",
+        "daruma: once: ready: ",
+        "daruma: ill: unhealthy: its agent says: tired",
+        "daruma: silent: unhealthy: no sign of life for 2 s",
+    ])?;
+    // They are started again, and are well.
+    machine.type_in("show well\rshow once\rshow knocks\rshow nonsense\r")?;
+    machine.expect("health     well, load 0.25, 2 MiB available")?;
+    machine.expect("health     not well, load 0.00")?;
+    machine.expect("health     watched from outside only")?;
+    // What it says makes no guest ready.
+    machine.expect("state      starting")?;
+    // It does not heed the power button.
+    machine.type_in("stop well\r")?;
+    machine.expect("daruma: well: stopped: powered off")?;
+    Ok(())
+}
 
 fn metrics() -> Result<()> {
     let toml = guest("a", "print=ready_now serve", "") + &guest("b", "print=ready_now deaf", "");
@@ -59,7 +96,11 @@ fn metrics() -> Result<()> {
     let socket = Path::new(&socket);
     let ask = |guest: Option<&str>| {
         let guest = guest.map(str::to_owned);
-        host::remote::ask(socket, &host::remote::Command::Metrics { guest })
+        host::remote::ask(
+            socket,
+            &host::remote::Command::Metrics { guest },
+            |_, _, _| (),
+        )
     };
     let answer = ask(Some("a"))?;
     ensure!(answer["a"]["uart"]["write_count"] == 42, "{answer}");

@@ -32,7 +32,17 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     (&control)
         .write_all(b"{\"event\":\"running\",\"us\":1}\n")
         .unwrap();
+    let mut host = None;
     for word in script.split_whitespace() {
+        if let Some((port, text)) = word.strip_prefix("call-").and_then(|it| it.split_once('=')) {
+            let path = format!("{}_{port}", config["vsock"]["uds_path"].as_str().unwrap());
+            let host = host.get_or_insert_with(|| UnixStream::connect(path).unwrap());
+            writeln!(host, "{}", text.replace('\'', "\"")).unwrap();
+            continue;
+        }
+        if word == "obey" {
+            return obey(host.unwrap());
+        }
         if word == "files" {
             say(&format!("{files:?}\r\n"));
             continue;
@@ -42,6 +52,17 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
             return ExitCode::from(code);
         }
     }
+    ExitCode::SUCCESS
+}
+
+/// An agent in a guest that heeds nobody else.
+fn obey(host: UnixStream) -> ExitCode {
+    let lines: Vec<_> = BufReader::new(host)
+        .lines()
+        .map_while(Result::ok)
+        .take(2)
+        .collect();
+    assert_eq!(lines, ["{\"every_ms\":5000}", "{\"do\":\"poweroff\"}"]);
     ExitCode::SUCCESS
 }
 

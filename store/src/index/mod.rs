@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{
-    Builder, Database, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, TableError, WriteTransaction,
+    Builder, Database, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, Table, TableDefinition, TableError, WriteTransaction,
 };
 
 pub use self::refs::Counts;
@@ -32,6 +32,8 @@ const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapsho
 const DISKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("disks");
 /// Id to sealed record. Stores of format 1 may be without.
 const IMAGES: TableDefinition<'_, Digest, &[u8]> = TableDefinition::new("images");
+/// Id of a snapshot to sealed record. Stores may be without.
+const WORKING_SETS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("working sets");
 /// Counters that never go back.
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
@@ -148,11 +150,8 @@ impl Index {
             segments: txn.open_table(SEGMENTS).map_err(Error::index(DOING))?,
             snapshots: txn.open_table(SNAPSHOTS).map_err(Error::index(DOING))?,
             disks: txn.open_table(DISKS).map_err(Error::index(DOING))?,
-            images: match txn.open_table(IMAGES) {
-                Ok(table) => Some(table),
-                Err(TableError::TableDoesNotExist(_)) => None,
-                Err(error) => return Err(Error::index(DOING)(error)),
-            },
+            images: maybe(txn.open_table(IMAGES)).map_err(Error::index(DOING))?,
+            working_sets: maybe(txn.open_table(WORKING_SETS)).map_err(Error::index(DOING))?,
             counters: txn.open_table(COUNTERS).map_err(Error::index(DOING))?,
         })
     }
@@ -186,6 +185,15 @@ impl Index {
     }
 }
 
+/// A table that there may not be yet.
+fn maybe<T>(table: Result<T, TableError>) -> Result<Option<T>, TableError> {
+    match table {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A consistent view of the index.
 pub struct View {
     chunks: ReadOnlyTable<Digest, Entry>,
@@ -193,6 +201,7 @@ pub struct View {
     snapshots: ReadOnlyTable<u64, &'static [u8]>,
     disks: ReadOnlyTable<&'static str, &'static [u8]>,
     images: Option<ReadOnlyTable<Digest, &'static [u8]>>,
+    working_sets: Option<ReadOnlyTable<u64, &'static [u8]>>,
     counters: ReadOnlyTable<&'static str, u64>,
 }
 
@@ -272,6 +281,20 @@ impl View {
         .collect()
     }
 
+    pub fn working_set(&self, id: u64) -> Result<Option<Vec<u8>>> {
+        let Some(working_sets) = &self.working_sets else {
+            return Ok(None);
+        };
+        let found = working_sets.get(id).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    pub fn has_working_sets(&self) -> Result<bool> {
+        let sets = self.working_sets.as_ref();
+        let empty = sets.map_or(Ok(true), |sets| sets.is_empty());
+        Ok(!empty.map_err(Error::index(LOOK))?)
+    }
+
     pub fn counter(&self, counter: Counter) -> Result<u64> {
         let found = (self.counters.get(counter.name())).map_err(Error::index(LOOK))?;
         Ok(found.map_or(1, |value| value.value()))
@@ -285,6 +308,7 @@ pub struct Change<'t> {
     snapshots: Table<'t, u64, &'static [u8]>,
     disks: Table<'t, &'static str, &'static [u8]>,
     images: Table<'t, Digest, &'static [u8]>,
+    working_sets: Table<'t, u64, &'static [u8]>,
     counters: Table<'t, &'static str, u64>,
 }
 
@@ -298,6 +322,7 @@ impl<'t> Change<'t> {
             snapshots: txn.open_table(SNAPSHOTS)?,
             disks: txn.open_table(DISKS)?,
             images: txn.open_table(IMAGES)?,
+            working_sets: txn.open_table(WORKING_SETS)?,
             counters: txn.open_table(COUNTERS)?,
         })
     }
@@ -343,6 +368,19 @@ impl<'t> Change<'t> {
 
     pub fn image(&self, id: &Digest) -> Result<Option<Vec<u8>>> {
         let found = self.images.get(id).map_err(Error::index(LOOK))?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    pub fn set_working_set(&mut self, id: u64, record: Option<&[u8]>) -> Result<()> {
+        match record {
+            Some(record) => self.working_sets.insert(id, record).map(drop),
+            None => self.working_sets.remove(id).map(drop),
+        }
+        .map_err(Error::index(CHANGE))
+    }
+
+    pub fn working_set(&self, id: u64) -> Result<Option<Vec<u8>>> {
+        let found = self.working_sets.get(id).map_err(Error::index(LOOK))?;
         Ok(found.map(|value| value.value().to_vec()))
     }
 

@@ -11,15 +11,20 @@ pub struct Window {
     start: u32,
     bytes: Vec<u8>,
     filled: usize,
+    /// Bytes that the next read takes: one record's, and twice as many each time that the next record is wanted.
+    reach: usize,
 }
+
+/// The longest record.
+const LONGEST: usize = RECORD + PAGE;
 
 impl Window {
     /// Reads records one by one.
     pub fn single() -> Self {
-        Self::of(RECORD + PAGE)
+        Self::of(LONGEST)
     }
 
-    /// Reads ahead: for records that were written one after the other.
+    /// Reads ahead while records are wanted that were written one after the other.
     pub fn wide() -> Self {
         Self::of(256 << 10)
     }
@@ -30,6 +35,7 @@ impl Window {
             start: 0,
             bytes: vec![0; size],
             filled: 0,
+            reach: LONGEST,
         }
     }
 
@@ -38,13 +44,29 @@ impl Window {
         if let Some(at) = self.holds(location) {
             return Ok(&self.bytes[at..self.filled]);
         }
+        // What lies about in many snapshots must not be read with all that lies behind it.
+        self.reach = if self.continues(location) {
+            (2 * self.reach).min(self.bytes.len())
+        } else {
+            LONGEST
+        };
         self.filled = 0;
         let file = segments.file(location.segment)?;
-        let filled = file.read_at(u64::from(location.offset), &mut self.bytes)?;
+        let room = &mut self.bytes[..self.reach];
+        let filled = file.read_at(u64::from(location.offset), room)?;
         self.segment = location.segment;
         self.start = location.offset;
         self.filled = filled;
         Ok(&self.bytes[..filled])
+    }
+
+    /// Whether a record is not in the window, but next behind it.
+    fn continues(&self, location: Location) -> bool {
+        let behind = location.offset.checked_sub(self.start);
+        let behind = behind.and_then(|behind| usize::try_from(behind).ok());
+        self.filled > 0
+            && location.segment == self.segment
+            && behind.is_some_and(|behind| behind > 0 && behind <= self.filled + LONGEST)
     }
 
     /// Where in the window a record is, if all of it is.

@@ -85,7 +85,15 @@ impl Store {
             for orphan in &orphans {
                 change.set_snapshot(orphan.id, Some(&record::seal(orphan)))?;
             }
-            Ok(())
+            let Some(pages) = change.working_set(id)? else {
+                return Ok(());
+            };
+            for orphan in &orphans {
+                if change.working_set(orphan.id)?.is_none() {
+                    change.set_working_set(orphan.id, Some(&pages))?;
+                }
+            }
+            change.set_working_set(id, None)
         })
     }
 }

@@ -5,6 +5,7 @@ mod chunks;
 mod delete;
 mod diff;
 mod read;
+mod working_set;
 mod write;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use self::diff::Changed;
 pub(crate) use self::read::open;
 pub use self::read::{Object, Snapshot};
+pub use self::working_set::WORKING_SET;
+pub(crate) use self::working_set::check as check_working_set;
 pub use self::write::{ObjectId, Writer};
 use crate::error::{Error, Fault, Result};
 use crate::hash::Digest;
@@ -55,6 +58,9 @@ pub struct Info {
     /// Whether the guest was healthy after it.
     #[serde(default)]
     pub good: bool,
+    /// Bytes that the store grew by with it.
+    #[serde(default)]
+    pub added: u64,
     /// By name, in order of the names.
     pub objects: Vec<ObjectInfo>,
 }

@@ -15,8 +15,8 @@ const GROUP: usize = 8 * hash::LANES;
 
 /// A snapshot that is open: it cannot be deleted meanwhile.
 pub struct Snapshot {
-    inner: Arc<Inner>,
-    info: Info,
+    pub(super) inner: Arc<Inner>,
+    pub(super) info: Info,
 }
 
 impl Store {
@@ -91,6 +91,11 @@ impl Object {
     /// Its name and size.
     pub fn info(&self) -> &ObjectInfo {
         &self.info
+    }
+
+    /// The snapshot that it is in.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
     /// Reads a page; whether it has anything but zeros. For a page fault: nothing is read ahead.

@@ -246,13 +246,14 @@ impl Writer {
         }
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         let spec = std::mem::take(&mut self.spec);
-        let info = Info {
+        let mut info = Info {
             id,
             guest: spec.guest,
             parent: spec.parent,
             time_ms: spec.time_ms,
             labels: spec.labels,
             good: false,
+            added: 0,
             objects,
         };
         check(&info)?;
@@ -265,6 +266,12 @@ impl Writer {
             &mut counts,
         )?;
         self.chunks.finish()?;
+        let added = self
+            .chunks
+            .new_ones()
+            .values()
+            .map(|(_, len)| u64::from(*len));
+        info.added = added.sum();
         let (chunks, disks) = (&self.chunks, &self.disks);
         let next = u64::from(self.inner.use_().next_segment);
         // If this fails, it may be durable all the same: what it speaks of stays until the store is opened again.

@@ -55,10 +55,11 @@ impl Default for Options {
 pub struct Store(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub medium: Arc<dyn Medium>,
+    // Fields end in their order. The database writes as it ends, and the medium keeps others out until then.
+    pub index: Index,
     pub superblock: Superblock,
     pub segments: Segments,
-    pub index: Index,
+    pub medium: Arc<dyn Medium>,
     pub options: Options,
     use_: Mutex<Use>,
     pub images: Images,

@@ -34,18 +34,22 @@ impl Dice {
 /// What the store is to show: nothing before there is one.
 pub type State = Option<Shown>;
 
-/// Snapshots, and images that were adopted.
+/// Snapshots with their working sets, and images that were adopted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub snapshots: Vec<Info>,
+    pub working_sets: Vec<Option<Vec<u64>>>,
     pub images: Vec<Digest>,
 }
 
 impl Shown {
     pub fn of(store: &Store) -> Self {
         let images = store.images().unwrap().into_iter();
+        let snapshots = store.list().unwrap();
+        let set = |info: &Info| store.snapshot(info.id).unwrap().working_set().unwrap();
         Self {
-            snapshots: store.list().unwrap(),
+            working_sets: snapshots.iter().map(set).collect(),
+            snapshots,
             images: images.map(|(info, _)| info.id).collect(),
         }
     }
@@ -200,6 +204,10 @@ pub fn step(store: &Store, dice: &mut Dice) -> Result<()> {
             _ => Ok(()),
         },
         8 => match some(dice) {
+            Some(id) if dice.below(2) == 0 => {
+                let pages: Vec<_> = (0..dice.below(2000)).map(|_| dice.below(1 << 20)).collect();
+                store.snapshot(id)?.set_working_set(&pages)
+            }
             Some(id) => store.mark(id, |labels, good| {
                 labels.insert("why".to_owned(), "because".to_owned());
                 *good = true;

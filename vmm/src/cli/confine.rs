@@ -6,20 +6,24 @@ use std::path::Path;
 
 use super::args::Args;
 use super::{Failure, Guest};
-use crate::config::{TapSource, VmConfig};
+use crate::config::TapSource;
 use crate::jail::cgroup::Limits;
 use crate::jail::{self, Plan, descriptors};
 use crate::live;
 use crate::machine::{self, MachineError};
+use crate::virtio;
 
 /// Closes what this process has inherited and nobody told it to use: all but the standard streams, `kept` and what
-/// `config` names.
-pub(super) fn close_others(kept: &[RawFd], config: Option<&VmConfig>) -> Result<(), Failure> {
+/// `guest` names.
+pub(super) fn close_others(kept: &[RawFd], guest: &Guest) -> Result<(), Failure> {
+    let config = guest.config();
     let cards = config.iter().flat_map(|config| &config.net);
-    let taps = cards.filter_map(|card| match card.tap {
-        TapSource::Fd(fd) => Some(fd),
-        TapSource::Name(_) => None,
-    });
+    let taps = cards
+        .chain(guest.successors())
+        .filter_map(|card| match card.tap {
+            TapSource::Fd(fd) => Some(fd),
+            TapSource::Name(_) | TapSource::Unplugged => None,
+        });
     let kept: Vec<_> = (0..3).chain(kept.iter().copied()).chain(taps).collect();
     descriptors::close_all_but(&kept).map_err(|error| Failure {
         message: format!("Cannot close inherited descriptors: {error}"),
@@ -51,6 +55,9 @@ pub(super) fn enter(
         Guest::GoOn(load) => machine::open_ahead_of_restore(load.config(), load.memory()),
     }
     .map_err(|error| no_machine(&error))?;
+    for net in guest.successors() {
+        virtio::net::open_ahead(net).map_err(|error| no_machine(&error.into()))?;
+    }
     if let Some(config) = config {
         let paths = config.vsock.iter().map(|vsock| &vsock.uds_path);
         let folders = paths.filter_map(|path| {

@@ -24,7 +24,7 @@ use self::args::Args;
 use self::descriptor::take_socket;
 use crate::api_thread::ApiSocket;
 use crate::clock::StartTime;
-use crate::config::{VmConfig, firecracker};
+use crate::config::{NetConfig, VmConfig, firecracker};
 use crate::controller::{Controller, Load, Settings};
 use crate::events::Events;
 use crate::exit::{CODE_BAD_ARGUMENTS, CODE_BAD_CONFIGURATION, ExitReason};
@@ -121,6 +121,15 @@ impl Guest {
         }
     }
 
+    /// Network interfaces that it is given later, of which the host's ends are opened now.
+    fn successors(&self) -> impl Iterator<Item = &NetConfig> {
+        let load = match self {
+            Self::GoOn(load) => Some(load),
+            Self::Boot { .. } | Self::Later => None,
+        };
+        load.into_iter().flat_map(|load| load.successors())
+    }
+
     /// Whether its memory may come from a program: now, or when the API says so.
     fn may_be_restored(&self, args: &Args) -> bool {
         match self {
@@ -215,7 +224,7 @@ fn run(
     let guest = Guest::read(args)?;
     if args.jail {
         let kept = confine::numbers(control.iter().chain(early).chain(&store));
-        confine::close_others(&kept, guest.config())?;
+        confine::close_others(&kept, &guest)?;
     }
     if guest.may_be_restored(args) {
         userfault::open_ahead();

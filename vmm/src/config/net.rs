@@ -67,6 +67,8 @@ pub enum TapSource {
     Name(String),
     /// A tap that was opened for this process: one queue, with `IFF_NO_PI` and `IFF_VNET_HDR`.
     Fd(RawFd),
+    /// Nowhere: the guest is to let go of the interface.
+    Unplugged,
 }
 
 /// One network interface.
@@ -91,7 +93,7 @@ impl NetConfig {
     pub fn address(&self) -> MacAddress {
         let tap = match &self.tap {
             TapSource::Name(name) => name,
-            TapSource::Fd(_) => "",
+            TapSource::Fd(_) | TapSource::Unplugged => "",
         };
         self.mac
             .unwrap_or_else(|| MacAddress::generate(&[&self.id, tap]))
@@ -128,7 +130,7 @@ impl NetConfig {
                     unit: "(a descriptor beyond the standard streams)",
                 });
             }
-            TapSource::Fd(_) => {}
+            TapSource::Fd(_) | TapSource::Unplugged => {}
         }
         // The shortest every IPv4 host takes; the longest a tap has.
         if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65_521).contains(mtu)) {
@@ -150,7 +152,7 @@ impl NetConfig {
                 id: self.id.clone(),
             });
         }
-        let what = if self.tap == other.tap {
+        let what = if self.tap == other.tap && self.tap != TapSource::Unplugged {
             "tap interface"
         } else if self.address() == other.address() {
             "MAC address"

@@ -14,6 +14,7 @@ mod inbox;
 mod opener;
 mod plug;
 mod prepare;
+mod replace;
 mod runtime;
 mod snapshot;
 mod start;

@@ -140,7 +140,7 @@ impl Controller {
     }
 
     /// What happens when a device is there, or is not.
-    fn done(&self, change: Change, reply: Reply) -> crate::hotplug::Reply {
+    pub(super) fn done(&self, change: Change, reply: Reply) -> crate::hotplug::Reply {
         let desk = self.desk.clone();
         Box::new(move |result| match result {
             Ok(()) => finish(&desk, change, &reply),

@@ -2,12 +2,14 @@
 
 use std::sync::mpsc;
 
-use api::model::{CreateSnapshot, Document, LoadSnapshot, MachineConfig, MemoryBackend};
+use api::model::{
+    CreateSnapshot, Document, LoadSnapshot, MachineConfig, MemoryBackend, NetworkInterface,
+};
 use api::{Answer, Fault, Outcome};
 
-use super::{Controller, StartError, fault};
+use super::{Controller, StartError, fault, replace};
 use crate::clock::StartTime;
-use crate::config::{ConfigError, VmConfig, firecracker};
+use crate::config::{ConfigError, NetConfig, VmConfig};
 use crate::exit::CODE_BAD_CONFIGURATION;
 use crate::logger::chain;
 use crate::machine::{MemorySource, Running, Snapshot};
@@ -82,6 +84,23 @@ pub enum LoadError {
     NoPmem { id: String },
     #[error("The guest has no vsock device")]
     NoVsock,
+    #[error("vsock_override has neither `uds_path` nor `guest_cid`: one of them is required")]
+    EmptyVsock,
+    #[error(
+        "Network interface \"{id}\" is named twice in network_overrides and network_replacements: it can have one new tap"
+    )]
+    NamedTwice { id: String },
+    #[error(
+        "Network interface \"{id}\" cannot be replaced: the guest's virtio devices are on MMIO, where none come and go. \
+         Give it another tap by network_overrides, which keeps its MAC address, or take the snapshot of a guest that was \
+         started with --enable-pci"
+    )]
+    OnMmio { id: String },
+    #[error(
+        "Network interface \"{id}\" cannot be replaced: the guest knows no way to let go of what is where it is on the PCI \
+         bus. Give it another tap by network_overrides"
+    )]
+    Fixed { id: String },
     #[error(transparent)]
     State(#[from] FileError),
     #[error(transparent)]
@@ -150,7 +169,15 @@ fn override_devices(document: &mut Document, request: &LoadSnapshot) -> Result<(
     }
     if let Some(change) = &request.vsock_override {
         let vsock = document.vsock.as_mut().ok_or(LoadError::NoVsock)?;
-        vsock.uds_path.clone_from(&change.uds_path);
+        if change.uds_path.is_none() && change.guest_cid.is_none() {
+            return Err(LoadError::EmptyVsock);
+        }
+        if let Some(path) = &change.uds_path {
+            vsock.uds_path.clone_from(path);
+        }
+        if let Some(cid) = change.guest_cid {
+            vsock.guest_cid = cid;
+        }
     }
     Ok(())
 }
@@ -160,6 +187,7 @@ fn override_devices(document: &mut Document, request: &LoadSnapshot) -> Result<(
 pub struct Load {
     document: Document,
     config: VmConfig,
+    successors: Vec<(NetworkInterface, NetConfig)>,
     snapshot: Snapshot,
     pci: bool,
     resume: bool,
@@ -183,8 +211,12 @@ impl Load {
         // How a process logs and counts is its own business.
         (document.logger, document.metrics) = (None, None);
         let pci = matches!(state.devices, DevicesState::Pci(_));
+        let new = &request.network_replacements;
+        replace::check(request, &state.devices)?;
+        let (config, successors) = replace::unplug(&document, new, pci)?;
         Ok(Self {
-            config: firecracker::guest(&document, pci)?,
+            config,
+            successors,
             document,
             snapshot: Snapshot {
                 state,
@@ -199,6 +231,11 @@ impl Load {
     /// What the guest is made of.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// The network interfaces that it is given when it has let go of those of the same names.
+    pub fn successors(&self) -> impl Iterator<Item = &NetConfig> {
+        self.successors.iter().map(|(_, net)| net)
     }
 
     /// Where its memory is.
@@ -252,15 +289,19 @@ impl Controller {
         let Load {
             mut document,
             config,
+            successors,
             snapshot,
             pci,
             resume,
         } = load;
+        // Before this thread's filter closes, and in a jail what is not asked for now is let go of.
+        let successors = replace::open(successors)?;
         self.resume_from(&config, &snapshot)?;
         self.settings.pci = pci;
         document.logger = self.document.logger.take();
         document.metrics = self.document.metrics.take();
         self.document = document;
+        self.replace_nets(successors);
         let Some(guest) = &mut self.guest else {
             return Ok(());
         };

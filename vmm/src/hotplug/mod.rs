@@ -13,6 +13,7 @@
 
 mod error;
 mod nursery;
+mod replace;
 mod slots;
 
 use std::io;
@@ -25,6 +26,7 @@ use devices::pci::hotplug::HotplugState;
 use devices::pci::{HotplugRegisters, PciBus, SLOTS};
 
 pub use error::{DeviceId, HotplugError};
+pub use replace::Successor;
 
 use self::nursery::{Attachment, Job};
 use self::slots::{Leaving, Request, Slot, Slots};
@@ -237,12 +239,15 @@ impl Hotplug {
     fn step(&self, job: Option<Job>, seccomp: &Seccomp) -> Option<Duration> {
         match job {
             Some(Job::Attach(attachment, reply)) => {
-                let result = self.make(&attachment, seccomp);
+                let id = attachment.id();
+                let result = self.make(attachment, seccomp);
                 if let Err(error) = &result {
-                    let events = &self.connections.events;
-                    events.attach_failed(&attachment.id(), error);
+                    self.connections.events.attach_failed(&id, error);
                 }
                 reply(result);
+                // Only now: a snapshot has to know of the configuration what the reply says of it.
+                let mut inner = lock(&self.inner);
+                inner.waiting = inner.waiting.saturating_sub(1);
             }
             Some(Job::Ejected(number, function)) => {
                 if let Some(slot) = lock(&self.inner).slots.get(number) {
@@ -254,40 +259,43 @@ impl Hotplug {
         self.tick()
     }
 
-    fn make(&self, attachment: &Attachment, seccomp: &Seccomp) -> Result<(), HotplugError> {
+    fn make(&self, attachment: Attachment, seccomp: &Seccomp) -> Result<(), HotplugError> {
         let id = attachment.id();
-        let mut config = {
-            let mut inner = lock(&self.inner);
-            inner.waiting = inner.waiting.saturating_sub(1);
-            inner.config.clone()
-        };
+        let mut config = lock(&self.inner).config.clone();
         let vcpus = config.vcpus;
         match attachment {
             Attachment::Drive(drive) if drive.is_root => Err(HotplugError::RootDevice { id }),
             Attachment::Drive(drive) => {
-                config.drives.push((**drive).clone());
-                let make = || virtio::make_drive(drive, vcpus);
-                self.attach(id, config, make, seccomp)
+                config.drives.push((*drive).clone());
+                let make = || virtio::make_drive(&drive, vcpus);
+                self.attach((id, None), config, make, seccomp)
             }
             Attachment::Net(net) if matches!(net.tap, TapSource::Fd(_)) => {
                 Err(HotplugError::Descriptor { id })
             }
             Attachment::Net(net) => {
-                config.net.push((**net).clone());
-                self.attach(id, config, || virtio::make_net(net), seccomp)
+                config.net.push((*net).clone());
+                let make = || virtio::make_net(&net, virtio::net::open(&net)?);
+                self.attach((id, None), config, make, seccomp)
+            }
+            Attachment::Successor(new, slot) => {
+                config.net.push(new.net.clone());
+                let make = || virtio::make_net(&new.net, new.end);
+                self.attach((id, Some(slot)), config, make, seccomp)
             }
         }
     }
 
+    /// Makes a device and puts it at the device number that it wants, if that is free.
     fn attach(
         &self,
-        id: DeviceId,
+        (id, wanted): (DeviceId, Option<usize>),
         config: VmConfig,
         make: impl FnOnce() -> Result<Made, VirtioError>,
         seccomp: &Seccomp,
     ) -> Result<(), HotplugError> {
         // Opening may wait for a lock. Others may ask meanwhile; nobody else makes devices and gives out device numbers.
-        let Some(slot) = lock(&self.inner).slots.free() else {
+        let Some(slot) = lock(&self.inner).slots.free(wanted) else {
             return Err(HotplugError::NoFreeSlot { id });
         };
         if let Err(source) = config.check() {
@@ -351,23 +359,31 @@ impl Hotplug {
     pub fn detach(&self, id: &DeviceId, reply: Reply) {
         let mut inner = lock(&self.inner);
         match self.find_removable(&inner, id) {
-            Ok(slot) => {
-                let deadline = Instant::now() + inner.patience;
-                if let Some(slot) = inner.slots.get(slot) {
-                    slot.request = Some(Request { deadline, reply });
+            Ok(number) => {
+                // Who asks now wants nothing in its place.
+                if let Some(slot) = inner.slots.get(number) {
+                    slot.successor = None;
                 }
-                // One that the guest has let go of just now leaves anyway.
-                if lock(&self.registers).request(slot) {
-                    self.tell_guest();
-                }
-                self.send(Job::Look);
+                self.ask_back(&mut inner, number, reply);
             }
             Err(error) => {
                 drop(inner);
-                self.connections.events.detach_failed(id, &error);
-                reply(Err(error));
+                self.refuse_detach(id, error, reply);
             }
         }
+    }
+
+    /// Asks the guest to let go of what is at device number `number`.
+    fn ask_back(&self, inner: &mut Inner, number: usize, reply: Reply) {
+        let deadline = Instant::now() + inner.patience;
+        if let Some(slot) = inner.slots.get(number) {
+            slot.request = Some(Request { deadline, reply });
+        }
+        // One that the guest has let go of just now leaves anyway.
+        if lock(&self.registers).request(number) {
+            self.tell_guest();
+        }
+        self.send(Job::Look);
     }
 
     fn find_removable(&self, inner: &Inner, id: &DeviceId) -> Result<usize, HotplugError> {
@@ -398,8 +414,10 @@ impl Hotplug {
         let mut replies = Vec::new();
         for mut slot in inner.slots.places.iter_mut().filter_map(Option::take) {
             threads.extend(slot.thread.take());
-            if let (Some(id), Some(request)) = (slot.id, slot.request) {
-                replies.push((request.reply, HotplugError::Ended { id }));
+            let Some(id) = slot.id else { continue };
+            let waiting = slot.request.map(|request| request.reply).into_iter();
+            for reply in waiting.chain(slot.successor.map(|(_, reply)| reply)) {
+                replies.push((reply, HotplugError::Ended { id: id.clone() }));
             }
         }
         drop(inner);
@@ -422,7 +440,7 @@ impl Hotplug {
         let mut inner = lock(&self.inner);
         let now = Instant::now();
         let seconds = inner.patience.as_secs();
-        let mut ended = Vec::new();
+        let (mut ended, mut followed) = (Vec::new(), Vec::new());
         for number in 0..SLOTS {
             let Some(slot) = inner.slots.get(number) else {
                 continue;
@@ -432,6 +450,7 @@ impl Hotplug {
                     && let Some(slot) = inner.slots.places[number].take()
                 {
                     ended.extend(slot.id.map(|id| (id, slot.request, None)));
+                    followed.extend(slot.successor.map(|successor| (number, successor)));
                 }
             } else if let Some(request) = slot.request.take_if(|request| request.deadline <= now) {
                 lock(&self.registers).withdraw(number);
@@ -450,10 +469,14 @@ impl Hotplug {
         if asks && lock(&self.registers).is_unheard() {
             self.tell_guest();
         }
+        inner.waiting += followed.len();
         let again = self.again(&inner);
         drop(inner);
         for (id, request, error) in ended {
             self.report(&id, request, error);
+        }
+        for (number, successor) in followed {
+            self.succeed(number, successor);
         }
         again
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use devices::pci::PciFunction;
 
-use super::{DeviceId, Hotplug, HotplugError, Reply};
+use super::{DeviceId, Hotplug, HotplugError, Reply, Successor};
 use crate::config::{DriveConfig, NetConfig};
 use crate::exit::ExitReason;
 use crate::jail::seccomp::{Seccomp, ThreadKind};
@@ -25,6 +25,8 @@ const STACK_BYTES: usize = 512 << 10;
 pub(super) enum Attachment {
     Drive(Box<DriveConfig>),
     Net(Box<NetConfig>),
+    /// At this device number, if it is still free.
+    Successor(Box<Successor>, usize),
 }
 
 impl Attachment {
@@ -32,6 +34,7 @@ impl Attachment {
         match self {
             Self::Drive(drive) => DeviceId::Drive(drive.id.to_string()),
             Self::Net(net) => DeviceId::Net(net.id.clone()),
+            Self::Successor(new, _) => DeviceId::Net(new.net.id.clone()),
         }
     }
 }

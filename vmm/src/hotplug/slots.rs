@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use devices::pci::{PciFunction, SLOTS};
 
-use super::{DeviceId, Reply};
+use super::{DeviceId, Reply, Successor};
 use crate::device_thread::RunningThread;
 
 /// A device number that is not free.
@@ -19,6 +19,8 @@ pub(super) struct Slot {
     pub(super) thread: Option<RunningThread>,
     /// The host wants it back.
     pub(super) request: Option<Request>,
+    /// What comes in its place when the guest has let go of it, and who is told how that ended.
+    pub(super) successor: Option<(Successor, Reply)>,
     /// The guest has let go of it, and not everything of it is gone yet.
     pub(super) leaving: Option<Leaving>,
 }
@@ -77,12 +79,13 @@ impl Slots {
         self.places.iter().position(is)
     }
 
-    /// The lowest device number that is free.
-    pub(super) fn free(&self) -> Option<usize> {
-        self.places
-            .iter()
-            .take(self.limit)
-            .position(Option::is_none)
+    /// A device number that is free: the one that is `wanted`, or the lowest.
+    pub(super) fn free(&self, wanted: Option<usize>) -> Option<usize> {
+        let known = || self.places.iter().take(self.limit);
+        let is_free = |number: &usize| known().nth(*number).is_some_and(Option::is_none);
+        wanted
+            .filter(is_free)
+            .or_else(|| known().position(Option::is_none))
     }
 
     pub(super) fn get(&mut self, slot: usize) -> Option<&mut Slot> {

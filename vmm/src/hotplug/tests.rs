@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::clock::StartTime;
-use crate::config::firecracker;
+use crate::config::{RateLimiterConfig, firecracker};
 use crate::memory;
 use crate::pci::{self, PciLayout, slot_limit};
 
@@ -58,6 +58,12 @@ fn drive(id: &str, image: &NamedTempFile) -> DriveConfig {
 }
 
 fn world() -> World {
+    world_with(Vec::new())
+}
+
+/// With these network interfaces, which come behind the drives, and before the entropy device.
+fn world_with(nets: Vec<NetConfig>) -> World {
+    let present = PRESENT + nets.len();
     let images = vec![image(), image()];
     let text = format!(
         r#"{{"boot-source": {{"kernel_image_path": "k"}}, "machine-config": {{"vcpu_count": 1, "mem_size_mib": 2}},
@@ -68,14 +74,19 @@ fn world() -> World {
         images[1].path().display()
     );
     let document = firecracker::parse(text.as_bytes(), Path::new("t")).unwrap();
-    let config = firecracker::guest(&document, true).unwrap();
+    let mut config = firecracker::guest(&document, true).unwrap();
+    config.net = nets;
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let events = Arc::new(Events::new(Some(theirs), StartTime::new(None, None)));
     let memory = Arc::new(memory::allocate(config.memory, false, false).unwrap());
     let vm = Arc::new(Vm::new(&memory, config.vcpus, false).unwrap());
     let (mut ports, mut mmio) = (Bus::new(), Bus::new());
-    let layout = PciLayout::new(config.memory, slot_limit(PRESENT), 0b1010);
+    let layout = PciLayout::new(
+        config.memory,
+        slot_limit(present),
+        0b10 | 1 << (present - 1),
+    );
     let bus = pci::build(&layout, &mut ports, &mut mmio).unwrap();
     let output = crate::platform::output(&Seccomp::off()).unwrap();
     let (made, handles) = virtio::make(&config, &output, &events).unwrap();
@@ -105,10 +116,12 @@ fn world() -> World {
         id: None,
     };
     let present: Vec<_> = [bridge].into_iter().chain(names).collect();
-    assert_eq!(present.len(), PRESENT);
     let hotplug = Hotplug::new(connections, &config, present);
     let jobs = lock(&hotplug.receiver).take().unwrap();
-    for at in placed.into_iter().filter(|at| at.slot < 3) {
+    for at in placed
+        .into_iter()
+        .filter(|at| at.thread == virtio::Thread::Own)
+    {
         let latch = hotplug.connections.latch.clone();
         let thread = DeviceThread::new(at.worker, latch).unwrap();
         hotplug.started(at.slot, thread.spawn(at.slot, Seccomp::off()).unwrap());
@@ -452,4 +465,141 @@ fn vcpus_that_write_junk_meet_a_host_that_plugs() {
     }
     assert_eq!(world.register(hotplug::EJECT), 0);
     world.attach(drive("new", &image)).unwrap();
+}
+
+fn net(mac: &str) -> NetConfig {
+    NetConfig {
+        id: "eth0".into(),
+        tap: TapSource::Unplugged,
+        mac: Some(mac.parse().unwrap()),
+        mtu: None,
+        rx_rate_limiter: RateLimiterConfig::default(),
+        tx_rate_limiter: RateLimiterConfig::default(),
+    }
+}
+
+const OLD: &str = "02:00:00:00:00:01";
+const NEW: &str = "02:00:00:00:00:02";
+
+fn eth0() -> DeviceId {
+    DeviceId::Net("eth0".into())
+}
+
+impl World {
+    /// Has the guest's interface replaced.
+    fn replace(&self) -> Receiver<Result<(), HotplugError>> {
+        let (sender, receiver) = mpsc::channel();
+        let reply = move |result| drop(sender.send(result));
+        let new = net(NEW);
+        let end = virtio::net::open(&new).unwrap();
+        self.hotplug
+            .replace_net(Successor { net: new, end }, Box::new(reply));
+        receiver
+    }
+
+    /// The address of the interface at `slot`, as a driver reads it.
+    fn mac(&self, slot: usize) -> Vec<u8> {
+        let mut mac = [0; 6];
+        let bar = u64::from(self.config(slot, 0x10) & !0xf);
+        self.mmio.read(bar + 0x2000, &mut mac);
+        mac.to_vec()
+    }
+}
+
+#[test]
+fn an_interface_takes_the_place_of_another_when_the_guest_has_let_go_of_that() {
+    if !have_kvm() {
+        return;
+    }
+    let mut world = world_with(vec![net(OLD)]);
+    world.drive(3);
+    assert_eq!(world.mac(3), [2, 0, 0, 0, 0, 1]);
+    // A lower device number is free: the guest knows the interface by its own.
+    world.write(hotplug::EJECT, 1 << 2);
+    while world.hotplug.config().drives.len() == 2 {
+        world.step();
+    }
+    assert_eq!(world.event()["id"], "data");
+    let answer = world.replace();
+    assert_eq!(world.register(hotplug::DOWN), 1 << 3);
+    assert!(world.hotplug.state().is_none(), "no snapshot in between");
+    world.write(hotplug::DOWN, 1 << 3);
+    world.write(hotplug::EJECT, 1 << 3);
+    assert_eq!(world.config(3, 0), u32::MAX);
+    world.wait(&answer).unwrap();
+    assert_eq!(world.register(hotplug::UP), 1 << 3);
+    world.drive(3);
+    assert_eq!(world.mac(3), [2, 0, 0, 0, 0, 2]);
+    for (name, slot) in [("detached", None), ("attached", Some(3))] {
+        let event = world.event();
+        assert_eq!(
+            (&event["event"], &event["id"]),
+            (&name.into(), &"eth0".into())
+        );
+        assert_eq!(event["slot"].as_u64(), slot, "{event}");
+    }
+    assert!(world.hotplug.state().is_some());
+    assert_eq!(world.hotplug.config().net, [net(NEW)]);
+}
+
+#[test]
+fn a_guest_that_lets_go_late_gets_its_interface_late() {
+    if !have_kvm() {
+        return;
+    }
+    let mut world = world_with(vec![net(OLD)]);
+    lock(&world.hotplug.inner).patience = Duration::ZERO;
+    let answer = world.replace();
+    world.step();
+    assert_eq!(world.event()["event"], "detach-failed");
+    assert!(world.hotplug.state().is_some(), "it can be saved as it is");
+    for _ in 0..3 {
+        world.step();
+    }
+    assert!(answer.try_recv().is_err());
+    assert_eq!(world.hotplug.config().net, [net(OLD)]);
+    world.write(hotplug::EJECT, 1 << 3);
+    world.wait(&answer).unwrap();
+    assert_eq!(world.event()["requested"], false);
+    assert_eq!(world.event()["event"], "attached");
+    assert_eq!(world.hotplug.config().net, [net(NEW)]);
+}
+
+#[test]
+fn who_asks_for_an_interface_back_wants_none_in_its_place() {
+    if !have_kvm() {
+        return;
+    }
+    let world = world_with(vec![net(OLD)]);
+    lock(&world.hotplug.inner).patience = Duration::ZERO;
+    let _never = world.replace();
+    world.step();
+    lock(&world.hotplug.inner).patience = PATIENCE;
+    let answer = world.detach(&eth0());
+    world.write(hotplug::EJECT, 1 << 3);
+    world.wait(&answer).unwrap();
+    for _ in 0..3 {
+        world.step();
+    }
+    assert_eq!(world.hotplug.config().net, []);
+    assert_eq!(world.register(hotplug::UP), 0);
+}
+
+#[test]
+fn the_end_of_the_run_is_told_to_who_waits_for_an_interface() {
+    if !have_kvm() {
+        return;
+    }
+    let world = world_with(vec![net(OLD)]);
+    let answer = world.replace();
+    world
+        .hotplug
+        .connections
+        .latch
+        .set(crate::exit::ExitReason::PowerOff);
+    crate::device_thread::join(world.hotplug.end());
+    let error = answer.recv().unwrap().unwrap_err();
+    assert!(matches!(error, HotplugError::Ended { .. }), "{error}");
+    let late = world.wait(&world.replace());
+    assert!(matches!(late, Err(HotplugError::Ended { .. })));
 }

@@ -575,6 +575,7 @@ impl Machine {
             subject,
             opener,
             targets,
+            successors: Vec::new(),
         })
     }
 }

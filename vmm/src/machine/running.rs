@@ -9,6 +9,7 @@ use devices::legacy::watchdog::WatchdogState;
 use super::brake::{Brake, Holder, PauseError};
 use crate::controller::{Opener, Targets};
 use crate::device_thread::{self, RunningThread};
+use crate::hotplug::{Reply, Successor};
 use crate::output::Output;
 use crate::snapshot::Subject;
 use crate::vcpu::VcpuThread;
@@ -34,6 +35,8 @@ pub struct Running {
     pub opener: Opener,
     /// What can be done with its devices.
     pub targets: Targets,
+    /// Network interfaces that the guest is given as soon as it goes on, and who is told how that ended.
+    pub(super) successors: Vec<(Successor, Reply)>,
 }
 
 impl Running {
@@ -56,7 +59,19 @@ impl Running {
         if self.is_paused() {
             self.brake.release(Holder::User);
             log::info!("The guest goes on");
+            // One that stands still would let the time pass that it has to let go of the old ones.
+            let Some(hotplug) = &self.targets.hotplug else {
+                return;
+            };
+            for (new, reply) in self.successors.drain(..) {
+                hotplug.replace_net(new, reply);
+            }
         }
+    }
+
+    /// Gives the guest the interface `new` in place of the one of its name, when it goes on.
+    pub fn replace_net(&mut self, new: Successor, reply: Reply) {
+        self.successors.push((new, reply));
     }
 
     /// What a snapshot is taken of, and what the watchdog has left: of a guest that stands still.

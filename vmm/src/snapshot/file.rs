@@ -15,11 +15,15 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde_json::Serializer;
+
+use super::blob::Blobs;
 use super::state::State;
 
 const MAGIC: [u8; 8] = *b"DRMASNAP";
 /// The version that is written. All from 1 on are read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the header before the hash, and with it.
 const PLAIN_LEN: usize = 24;
 const HEADER_LEN: usize = PLAIN_LEN + blake3::OUT_LEN;
@@ -118,7 +122,9 @@ pub fn sync(file: &File, path: &Path) -> Result<(), FileError> {
 
 /// The bytes of a state file with `state`.
 pub fn encode(state: &State) -> Result<Vec<u8>, FileError> {
-    let body = serde_json::to_vec(state).map_err(FileError::Words)?;
+    let mut body = Vec::new();
+    let mut serializer = Serializer::with_formatter(&mut body, Blobs);
+    state.serialize(&mut serializer).map_err(FileError::Words)?;
     Ok(enclose(&body, VERSION))
 }
 
@@ -204,7 +210,7 @@ fn open(path: &Path) -> Result<(u32, Vec<u8>), FileError> {
     if found != expected {
         return Err(length(expected));
     }
-    let mut body = Vec::new();
+    let mut body = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     let mut rest = file.take(expected);
     rest.read_to_end(&mut body).map_err(failed("read", path))?;
     let body = body.split_off(HEADER_LEN.min(body.len()));
@@ -244,7 +250,7 @@ mod tests {
     fn a_newer_version_a_foreign_file_and_a_lie_about_the_length_are_told_apart() {
         let newer = error(&enclose(b"{}", VERSION + 1));
         assert!(
-            newer.contains("version 2") && newer.contains("newer one"),
+            newer.contains("version 3") && newer.contains("newer one"),
             "{newer}"
         );
         assert!(error(&[7; 100]).contains("does not begin"));
@@ -254,6 +260,18 @@ mod tests {
         lie[16..24].copy_from_slice(&1000_u64.to_le_bytes());
         assert!(error(&lie).contains("should have 1056"));
         assert!(error(&[]).contains("has 0 bytes"));
+    }
+
+    #[test]
+    fn a_state_of_version_1_is_read_and_written_anew() {
+        let older = include_bytes!("older/state-1.json");
+        let older = read(file(&enclose(older, 1)).path()).unwrap();
+        let bytes = encode(&older).unwrap();
+        let newer = file(&bytes);
+        assert_eq!(version(newer.path()).unwrap(), VERSION);
+        let words = |state: &State| serde_json::to_value(state).unwrap();
+        assert_eq!(words(&read(newer.path()).unwrap()), words(&older));
+        assert_eq!(older.vcpus[0].regs.rip, 0x10_000c);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! as old as the state. Afterwards all of them go on. An interrupt that was on its way through the host's kernel is in no
 //! state: a device that is restored interrupts again.
 
+pub mod blob;
 pub mod cpu;
 pub mod dirty;
 pub mod file;

@@ -17,6 +17,8 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
+use crate::snapshot::blob;
+
 /// `IA32_TSC_DEADLINE`: counts only once the TSC and the APIC's timer mode are there.
 const TSC_DEADLINE: u32 = 0x6e0;
 /// How far a TSC may be off without the guest's noticing, in parts per million: what KVM tolerates itself, and NTP corrects.
@@ -26,15 +28,25 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 #[derive(Debug, Deserialize, Serialize)]
 #[expect(missing_docs, reason = "each is KVM's structure of the same name")]
 pub struct VcpuState {
+    #[serde(deserialize_with = "blob::all")]
     pub cpuid: Vec<kvm_cpuid_entry2>,
+    #[serde(deserialize_with = "blob::one")]
     pub mp_state: kvm_mp_state,
+    #[serde(deserialize_with = "blob::one")]
     pub regs: kvm_regs,
+    #[serde(deserialize_with = "blob::one")]
     pub sregs: kvm_sregs,
+    #[serde(deserialize_with = "blob::one")]
     pub xsave: kvm_xsave,
+    #[serde(deserialize_with = "blob::one")]
     pub xcrs: kvm_xcrs,
+    #[serde(deserialize_with = "blob::one")]
     pub debug_regs: kvm_debugregs,
+    #[serde(deserialize_with = "blob::one")]
     pub lapic: kvm_lapic_state,
+    #[serde(deserialize_with = "blob::all")]
     pub msrs: Vec<kvm_msr_entry>,
+    #[serde(deserialize_with = "blob::one")]
     pub vcpu_events: kvm_vcpu_events,
     /// Frequency of the TSC in kHz, if KVM knows it.
     pub tsc_khz: Option<u32>,

@@ -20,6 +20,7 @@ use devices::pci::{PciBus, SlotError};
 use devices::rate_limiter::RateLimiter;
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::net::Backend;
 use devices::virtio::pci::{self, DoorbellBinder, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::saved::RestoreError;
@@ -97,6 +98,12 @@ pub enum VirtioError {
         id: String,
         #[source]
         source: devices::virtio::net::tap::TapError,
+    },
+    #[error("Cannot make the end of network interface \"{id}\", which has no tap")]
+    NoTap {
+        id: String,
+        #[source]
+        source: io::Error,
     },
     #[error("Cannot serve metadata on network interface \"{id}\"")]
     Metadata {
@@ -270,9 +277,9 @@ pub fn make_drive(drive: &DriveConfig, vcpus: VcpuCount) -> Result<Made, VirtioE
     })
 }
 
-/// Makes the network interface `interface`.
-pub fn make_net(interface: &NetConfig) -> Result<Made, VirtioError> {
-    let (device, handle) = net::make(interface)?;
+/// Makes the network interface `interface`, whose host's end is `backend`.
+pub fn make_net(interface: &NetConfig, backend: Box<dyn Backend>) -> Result<Made, VirtioError> {
+    let (device, handle) = net::make(interface, backend)?;
     let id = DeviceId::Net(interface.id.clone());
     let made = Made::new(format!("net/{}", interface.id), device, Thread::Own);
     Ok(made
@@ -328,7 +335,7 @@ pub fn make(
         devices.push(handles.devices.keep(made));
     }
     for interface in &config.net {
-        let made = make_net(interface)?;
+        let made = make_net(interface, net::open(interface)?)?;
         devices.push(handles.devices.keep(made));
     }
     if let Some(config) = &config.vsock {

@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::jail::opened::{self, Kind};
 use libc::{c_char, c_int, c_short, ifreq};
@@ -14,6 +16,9 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 const TUN: &str = "/dev/net/tun";
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+
+/// How long a tap may be busy: a VMM that was killed lets go of its own a little later.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the network device needs of a tap: Ethernet frames, with a header for offloads and nothing else before them.
 const FLAGS: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -111,12 +116,21 @@ pub(super) fn open(name: &str) -> Result<File, TapError> {
     let existed = exists(name);
     let mut tap = request(name);
     tap.ifr_ifru.ifru_flags = flags(FLAGS);
-    // SAFETY: the call reads and writes one ifreq.
-    let result = unsafe { ioctl_with_mut_ref(&file, TUNSETIFF, &mut tap) };
-    check(result).map_err(|source| TapError::Interface {
-        name: name.into(),
-        source,
-    })?;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        // SAFETY: the call reads and writes one ifreq.
+        let result = unsafe { ioctl_with_mut_ref(&file, TUNSETIFF, &mut tap) };
+        match check(result) {
+            Ok(()) => break,
+            Err(source) if source.kind() == ErrorKind::ResourceBusy && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(source) => {
+                let name = name.into();
+                return Err(TapError::Interface { name, source });
+            }
+        }
+    }
     if !existed {
         up(name).map_err(|source| TapError::Up {
             name: name.into(),

@@ -1,5 +1,7 @@
 //! Guests of a few instructions, assembled here: 32-bit code, started through PVH.
 
+mod in_flight;
+
 use std::io::Write;
 
 use tempfile::NamedTempFile;
@@ -10,6 +12,8 @@ const BASE: u32 = 0x10_0000;
 const LOW_CODE: u32 = 0x1_0000 - 0x100;
 /// File offset of the code: behind the ELF header and two program headers.
 const CODE_AT: u64 = 64 + 2 * 56;
+/// Descriptors of a disk's queue.
+const QUEUE_SIZE: u16 = 16;
 
 /// Code under construction. `EBX` is the PVH start info from the entry on and is left alone.
 #[derive(Default)]
@@ -246,6 +250,51 @@ impl Code {
             .bytes(&value.to_le_bytes())
     }
 
+    /// Switches on the first queue of a disk that is the only device, on PCI at device number 1 or else
+    /// at the first place on MMIO. Where the queue's parts are, is in `parts`. Gives the address of its doorbell.
+    fn start_disk(self, pci: bool, parts: [u32; 3]) -> (Self, u32) {
+        let [table, available, used] = parts;
+        if pci {
+            let bar = 0xd800_8000;
+            let code = self.config(1, 4).out_long(0xcfc, 6);
+            // The first interrupt vector, which nobody takes: interrupts are off.
+            let code = code
+                .store(bar + 0x3000, 0xfee0_0000)
+                .store(bar + 0x3008, 0x41)
+                .store(bar + 0x300c, 0);
+            let code = code.config(1, 0x84).out_long(0xcfc, 0x8000_0000);
+            let code = code.store_byte(bar + 0x14, 1).store_byte(bar + 0x14, 3);
+            let code = code.store(bar + 8, 1).store(bar + 12, 1);
+            let code = code.store_byte(bar + 0x14, 11);
+            let code = code
+                .store_word(bar + 0x16, 0)
+                .store_word(bar + 0x18, QUEUE_SIZE);
+            let code = code
+                .store_word(bar + 0x1a, 0)
+                .store(bar + 0x20, table)
+                .store(bar + 0x28, available)
+                .store(bar + 0x30, used)
+                .store_word(bar + 0x1c, 1)
+                .store_byte(bar + 0x14, 15);
+            (code, bar + 0x6000)
+        } else {
+            let base = 0xd000_1000;
+            let code = self.store(base + 0x70, 1).store(base + 0x70, 3);
+            let code = code.store(base + 0x24, 1).store(base + 0x20, 1);
+            let code = code.store(base + 0x70, 11);
+            let code = code
+                .store(base + 0x30, 0)
+                .store(base + 0x38, u32::from(QUEUE_SIZE));
+            let code = code
+                .store(base + 0x80, table)
+                .store(base + 0x90, available)
+                .store(base + 0xa0, used)
+                .store(base + 0x44, 1)
+                .store(base + 0x70, 15);
+            (code, base + 0x50)
+        }
+    }
+
     /// For ever: waits for a byte from the serial port, adds one to a byte in memory and to `EDI`, writes that byte as the
     /// first of the disk's first sector, and prints the request's status as a digit, the byte, and `EDI`.
     ///
@@ -269,41 +318,7 @@ impl Code {
                 .store(at + 8, len)
                 .store(at + 12, flags);
         }
-        let (mut code, doorbell) = if pci {
-            let bar = 0xd800_8000;
-            let code = code.config(1, 4).out_long(0xcfc, 6);
-            // The first interrupt vector, which nobody takes: interrupts are off.
-            let code = code
-                .store(bar + 0x3000, 0xfee0_0000)
-                .store(bar + 0x3008, 0x41)
-                .store(bar + 0x300c, 0);
-            let code = code.config(1, 0x84).out_long(0xcfc, 0x8000_0000);
-            let code = code.store_byte(bar + 0x14, 1).store_byte(bar + 0x14, 3);
-            let code = code.store(bar + 8, 1).store(bar + 12, 1);
-            let code = code.store_byte(bar + 0x14, 11);
-            let code = code.store_word(bar + 0x16, 0).store_word(bar + 0x18, 8);
-            let code = code
-                .store_word(bar + 0x1a, 0)
-                .store(bar + 0x20, TABLE)
-                .store(bar + 0x28, AVAILABLE)
-                .store(bar + 0x30, USED)
-                .store_word(bar + 0x1c, 1)
-                .store_byte(bar + 0x14, 15);
-            (code, bar + 0x6000)
-        } else {
-            let base = 0xd000_1000;
-            let code = code.store(base + 0x70, 1).store(base + 0x70, 3);
-            let code = code.store(base + 0x24, 1).store(base + 0x20, 1);
-            let code = code.store(base + 0x70, 11);
-            let code = code.store(base + 0x30, 0).store(base + 0x38, 8);
-            let code = code
-                .store(base + 0x80, TABLE)
-                .store(base + 0x90, AVAILABLE)
-                .store(base + 0xa0, USED)
-                .store(base + 0x44, 1)
-                .store(base + 0x70, 15);
-            (code, base + 0x50)
-        };
+        let (mut code, doorbell) = code.start_disk(pci, [TABLE, AVAILABLE, USED]);
         // xor edi, edi
         code = code.bytes(&[0x31, 0xff]);
         let start = code.0.len();
@@ -333,6 +348,69 @@ impl Code {
         let back = u32::try_from(code.0.len() + 5 - start).unwrap();
         code.bytes(&[0xe9])
             .bytes(&back.wrapping_neg().to_le_bytes())
+    }
+
+    /// For ever: waits for a byte from the serial port, and then prints the generation ID, the first eight bytes of the
+    /// network interface's configuration (its address and its link), the socket device's address, and how many events that
+    /// one has told; then it lets go of what it is asked for, and switches on what has come.
+    ///
+    /// On PCI; the interface is at device number 1, the socket device at 2.
+    pub fn know_thyself(self) -> Self {
+        const TABLE: u32 = 0x18_0000;
+        const AVAILABLE: u32 = 0x18_1000;
+        const USED: u32 = 0x18_1800;
+        const EVENT: u32 = 0x18_2000;
+        const GENERATION_ID: u32 = 0xf_f000;
+        let [net, vsock] = [0xd800_8000, 0xd801_0000];
+        let switch_on = |code: Self, slot| code.config(slot, 4).out_long(0xcfc, 6);
+        let code = switch_on(switch_on(self, 1), 2);
+        // One buffer for one event.
+        let code = code
+            .store(TABLE, EVENT)
+            .store(TABLE + 8, 4)
+            .store(TABLE + 12, 2)
+            .store_word(AVAILABLE + 2, 1);
+        let code = code.store_byte(vsock + 0x14, 1).store_byte(vsock + 0x14, 3);
+        let code = code.store(vsock + 8, 1).store(vsock + 12, 1);
+        let code = code.store_byte(vsock + 0x14, 11);
+        let code = code.store_word(vsock + 0x16, 2).store_word(vsock + 0x18, 8);
+        let code = code
+            .store(vsock + 0x20, TABLE)
+            .store(vsock + 0x28, AVAILABLE)
+            .store(vsock + 0x30, USED)
+            .store_word(vsock + 0x1c, 1)
+            .store_byte(vsock + 0x14, 15)
+            .store(vsock + 0x6008, 2);
+        let start = code.0.len();
+        // mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx
+        let code = code
+            .bytes(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb])
+            .bytes(&[0x66, 0xba, 0xf8, 0x03, 0xec]);
+        let code = code
+            .print_memory(GENERATION_ID, 16)
+            .print_memory(net + 0x2000, 8)
+            .print_memory(vsock + 0x2000, 8)
+            .print_memory(USED, 4);
+        // The registers "down" and "eject": mov dx, 0x624; in eax, dx; out dx, eax; mov dx, 0x628; out dx, eax
+        let code = code.bytes(&[0x66, 0xba, 0x24, 0x06, 0xed, 0xef]);
+        let code = code.bytes(&[0x66, 0xba, 0x28, 0x06, 0xef]);
+        // The register "up": mov dx, 0x620; in eax, dx; out dx, eax
+        let code = code.bytes(&[0x66, 0xba, 0x20, 0x06, 0xed, 0xef]);
+        let code = switch_on(code, 1);
+        // jmp start
+        let back = u32::try_from(code.0.len() + 5 - start).unwrap();
+        code.bytes(&[0xe9])
+            .bytes(&back.wrapping_neg().to_le_bytes())
+    }
+
+    /// Writes its address as the first word of each of `pages` pages from `first` on, one after the other.
+    pub fn fill(self, first: u32, pages: u32) -> Self {
+        // mov esi, first; mov ecx, pages; next: mov [esi], esi; add esi, 4096; dec ecx; jnz next
+        self.bytes(&[0xbe])
+            .bytes(&first.to_le_bytes())
+            .bytes(&[0xb9])
+            .bytes(&pages.to_le_bytes())
+            .bytes(&[0x89, 0x36, 0x81, 0xc6, 0, 0x10, 0, 0, 0x49, 0x75, 0xf5])
     }
 
     /// For ever: writes the number of the sweep as the first word of each of `pages` pages from `first` on, one after the

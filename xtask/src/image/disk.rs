@@ -1,7 +1,7 @@
 //! `disk.img`, which belongs to the user once it is made: guests write to it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use guest_images::disk::{self, Content};
@@ -26,7 +26,7 @@ pub fn make(
     reset: bool,
 ) -> Result<()> {
     let (root, root_key) = debian;
-    let recipe = cache::key(&[&disk::recipe(), root_key]);
+    let recipe = cache::key(&[&disk::recipe(), root_key, "with a list"]);
     let path = image.join(DISK);
     let recipe_path = image.join(RECIPE);
     let found = fs::read_to_string(&recipe_path).unwrap_or_default();
@@ -45,10 +45,18 @@ pub fn make(
             .with_context(|| format!("Could not move {}", path.display()))?;
         note = format!("; its recipe has changed, the last one is {old}");
     }
-    let contents = [Content {
-        path: "guests/debian/root.img",
-        source: root.as_ref(),
-    }];
+    let list = list_of(root.as_ref(), &step)?;
+    // The list is the younger one, or it would not count.
+    let contents = [
+        Content {
+            path: "guests/debian/root.img",
+            source: root.as_ref(),
+        },
+        Content {
+            path: "guests/debian/root.img.list",
+            source: &list,
+        },
+    ];
     let log = paths.log("disk");
     fs::remove_file(&log).ok();
     // The recipe first: with it and without a disk the next run makes one; the other way round it would take the new
@@ -58,6 +66,24 @@ pub fn make(
     disk::build(&contents, &paths.scratch("disk"), &log, &path)?;
     step.done(&format!("made disk.img{note}"));
     Ok(())
+}
+
+/// The list of what is in `root`, beside it: with it the host's store knows the image without reading it.
+fn list_of(root: &Path, step: &Step) -> Result<PathBuf> {
+    let path = root.with_extension("img.list");
+    if path.exists() {
+        return Ok(path);
+    }
+    step.set("listing the pages of root.img");
+    let image =
+        fs::File::open(root).with_context(|| format!("Could not open {}", root.display()))?;
+    let list = store::image_list(&image, &mut |_, _| {})
+        .with_context(|| format!("Could not list {}", root.display()))?;
+    let unfinished = root.with_extension("img.list.new");
+    fs::write(&unfinished, list)
+        .and_then(|()| fs::rename(&unfinished, &path))
+        .with_context(|| format!("Could not write {}", path.display()))?;
+    Ok(path)
 }
 
 /// A name for an old disk that no other has: what guests wrote is never overwritten.

@@ -3,18 +3,23 @@
 mod disk;
 mod manifest;
 pub mod product;
+mod slim;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use firmware_glue::branches;
+use firmware_glue::compress::Method;
 use firmware_glue::initramfs;
+use firmware_glue::layout::HOST_PROGRAM;
+use firmware_glue::payload::linux::Trio;
 use firmware_glue::rom::{Rom, RomBuilder};
-use guest_images::web;
+use guest_images::{agent, web};
 
 use self::manifest::{Artefact, Manifest};
 use self::product::Product;
@@ -32,6 +37,9 @@ const MAX_PAYLOAD_BYTES: u64 = 5 << 20;
 /// 200 ms for each SATA port, which QEMU's do not need.
 const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=3 oops=panic panic=10 \
                        swiotlb=2048 libata.force=nodbdelay";
+
+/// The agent's program among the image's files: for whoever has other guests than ours.
+const AGENT: &str = "agent/daruma-agent";
 
 /// zstd's strongest: it costs a second here and nothing there.
 const COMPRESSION: i32 = 22;
@@ -70,6 +78,7 @@ struct Parts {
     product: Product,
     pocket_root: PathBuf,
     debian_disk: (PathBuf, String),
+    agent: PathBuf,
 }
 
 /// Builds the image and returns its folder.
@@ -98,21 +107,36 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
         .guest_file("pocket/root.erofs", read(&parts.pocket_root)?)
         .guest_file("web/initrd", web)
         .build()?;
+    let payload = Trio {
+        kernel: &kernel,
+        initramfs: Some(&host),
+        cmdline: CMDLINE,
+        // Both are compressed already.
+        method: Method::None,
+    };
+    let payload = payload.payload()?;
     let vmlinux = read(&parts.kernel.vmlinux)?;
-    let files: [(&str, &[u8]); 6] = [
+    let agent = read(&parts.agent)?;
+    let files: [(&str, &[u8]); 9] = [
+        (AGENT, &agent),
+        ("agent/daruma-agent.service", agent::UNIT.as_bytes()),
         ("bzImage", &kernel),
         ("cmdline", CMDLINE.as_bytes()),
         ("daruma", &parts.product.daruma),
+        ("daruma.payload", &payload.bytes),
         ("daruma.rom", &rom.bytes),
         ("initramfs", &host),
         ("vmlinux", &vmlinux),
     ];
     step.set("writing");
     let manifest = write(&image, &files, &rom, &parts.kernel)?;
+    let program = image.join(AGENT);
+    fs::set_permissions(&program, Permissions::from_mode(0o755))
+        .with_context(|| format!("Could not set the mode of {}", program.display()))?;
     step.done(&format!("all in {}", image.display()));
     println!("{}", table(&manifest));
     if options.test_guests {
-        test_guests(paths, &image)?;
+        test_guests(paths, &image, &parts.agent)?;
     }
     if manifest.payload_bytes > MAX_PAYLOAD_BYTES {
         bail!(
@@ -128,9 +152,11 @@ fn gather(paths: &Paths) -> Result<Parts> {
     let apt = Apt::open(paths)?;
     thread::scope(|scope| {
         let guests = scope.spawn(|| -> Result<_> {
+            let agent = product::agent(paths)?;
             Ok((
-                guests::pocket_root(paths, &apt)?,
-                guests::debian_disk(paths, &apt)?,
+                guests::pocket_root(paths, &apt, &agent)?,
+                guests::debian_disk(paths, &apt, &agent)?,
+                agent,
             ))
         });
         let product = scope.spawn(|| Product::build(paths));
@@ -141,19 +167,20 @@ fn gather(paths: &Paths) -> Result<Parts> {
         let guests = guests
             .join()
             .map_err(|_| anyhow!("Making the guests' images panicked"))?;
-        let (pocket_root, debian_disk) = guests?;
+        let (pocket_root, debian_disk, agent) = guests?;
         Ok(Parts {
             kernel: kernel?,
             product: product?,
             pocket_root,
             debian_disk,
+            agent,
         })
     })
 }
 
 /// Links the guests that only tests boot into the image's folder `test`.
-fn test_guests(paths: &Paths, image: &Path) -> Result<()> {
-    let disk = guests::two_kernels(paths, &Apt::open(paths)?)?;
+fn test_guests(paths: &Paths, image: &Path, agent: &Path) -> Result<()> {
+    let disk = guests::two_kernels(paths, &Apt::open(paths)?, agent)?;
     let step = Step::begin("hostile");
     let hostile = product::hostile_guest(paths, &step)?;
     step.done("built");
@@ -173,11 +200,17 @@ fn test_guests(paths: &Paths, image: &Path) -> Result<()> {
 
 fn host_initramfs(product: &Product) -> Result<Vec<u8>> {
     let mut builder = initramfs::Builder::new();
-    builder.file("init", 0o755, product.daruma.clone())?;
+    let mut program = product.daruma.clone();
+    let code = branches::code(&program).context("The host's program has no code")?;
+    if let Some(code) = program.get_mut(code) {
+        branches::apply(code);
+    }
+    builder.file("init", 0o755, product.starter.clone())?;
+    builder.file(HOST_PROGRAM, 0o755, program)?;
     // Without this node the first words of PID 1 go nowhere.
     builder.char_device("dev/console", 0o600, 5, 1)?;
     for name in ["bin/daruma", "bin/daruma-vmm"] {
-        builder.symlink(name, "../init")?;
+        builder.symlink(name, &format!("../{HOST_PROGRAM}"))?;
     }
     for folder in ["proc", "run", "sys", "tmp"] {
         builder.dir(folder, 0o755)?;
@@ -198,6 +231,10 @@ fn write(image: &Path, files: &[(&str, &[u8])], rom: &Rom, kernel: &Kernel) -> R
     let mut artefacts = BTreeMap::new();
     for (name, bytes) in files {
         let path = image.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("Could not create {}", folder.display()))?;
+        }
         fs::write(&path, bytes).with_context(|| format!("Could not write {}", path.display()))?;
         artefacts.insert((*name).to_owned(), Artefact::of(bytes));
     }

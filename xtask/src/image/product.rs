@@ -7,7 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use firmware_glue::stage;
+use guest_images::agent;
 
+use super::slim::without_unwinding;
 use crate::paths::Paths;
 use crate::tool;
 use crate::ui::{self, Step};
@@ -21,11 +23,18 @@ const STATIC: (&str, &str) = (
     "-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--icf=all",
 );
 const PROFILE: &str = "rom";
+/// Of zstd's ways to decompress one each: the others are for other processors and for streams that repeat from far away.
+const LEAN_ZSTD: (&str, &str) = (
+    "CFLAGS_x86_64_unknown_linux_gnu",
+    "-DDYNAMIC_BMI2=0 -DHUF_FORCE_DECOMPRESS_X1 -DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT",
+);
 
 /// The programs, as bytes.
 pub struct Product {
     /// Host and VMM in one.
     pub daruma: Vec<u8>,
+    /// What starts it from flash.
+    pub starter: Vec<u8>,
     /// The `web` guest.
     pub web: Vec<u8>,
     /// The ROM stage as it lies in flash.
@@ -46,9 +55,16 @@ impl Product {
             "--bin",
             "web",
         ]);
-        run(programs.env(STATIC.0, STATIC.1), paths, &step)?;
+        programs.envs([STATIC, LEAN_ZSTD]);
+        run(&mut programs, paths, &step)?;
         let folder = paths.target.join(TARGET).join(PROFILE);
-        let (daruma, web) = (read(&folder.join("daruma"))?, read(&folder.join("web"))?);
+        let daruma = without_unwinding(read(&folder.join("daruma"))?)?;
+        let web = without_unwinding(read(&folder.join("web"))?)?;
+
+        let mut starter = cargo(&["build", "--profile", PROFILE, "--package", "starter"]);
+        starter.args(["--features", "program", "--bin", "starter"]);
+        run(&mut starter, paths, &step)?;
+        let starter = read(&paths.target.join(PROFILE).join("starter"))?;
 
         let mut bootblock = cargo(&["build", "--profile", PROFILE, "--package", "bootblock"]);
         bootblock.args(["--features", "stage", "--bin", "bootblock"]);
@@ -63,6 +79,7 @@ impl Product {
         ));
         Ok(Self {
             daruma,
+            starter,
             web,
             bootblock,
         })
@@ -73,8 +90,20 @@ impl Product {
 pub fn static_program(paths: &Paths, package: &str, name: &str, step: &Step) -> Result<PathBuf> {
     let mut build = cargo(&["build", "--profile", PROFILE, "--target", TARGET]);
     build.args(["--package", package, "--bin", name]);
-    run(build.env(STATIC.0, STATIC.1), paths, step)?;
+    // The same variables every time, or cargo would build all again.
+    run(build.envs([STATIC, LEAN_ZSTD]), paths, step)?;
     Ok(paths.target.join(TARGET).join(PROFILE).join(name))
+}
+
+/// Builds the guests' agent and says where it is.
+pub fn agent(paths: &Paths) -> Result<PathBuf> {
+    let step = Step::begin("agent");
+    let built = static_program(paths, "agent", agent::NAME, &step)?;
+    let program = without_unwinding(read(&built)?)?;
+    let place = built.with_extension("slim");
+    fs::write(&place, &program).with_context(|| format!("Could not write {}", place.display()))?;
+    step.done(&format!("built, {}", ui::size(program.len() as u64)));
+    Ok(place)
 }
 
 /// Builds the guest that breaks every rule and says where it is.

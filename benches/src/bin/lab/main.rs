@@ -9,6 +9,7 @@
 )]
 
 mod api;
+mod forks;
 mod guest;
 mod measure;
 mod network;
@@ -36,6 +37,9 @@ const SMALL_GUEST_MIB: u64 = 64;
 
 /// How many guests are started at once.
 const MANY: usize = 32;
+
+/// How many guests go on from one snapshot.
+const FORKS: usize = 100;
 
 /// The guests' disk, and the network's tap.
 const DISK: &str = "/peer/disk.img";
@@ -75,6 +79,7 @@ fn experiment(word: &str) -> Result<()> {
         "net" => net(),
         "many" => many(),
         "restore" => restore(),
+        "forks" => forks(),
         other => bail!("No experiment is called {other}"),
     }
 }
@@ -172,6 +177,15 @@ fn restore() -> Result<()> {
         for _ in 0..3 {
             report("restore", name, restore::start(source, jail, &mut needed)?);
         }
+    }
+    Ok(())
+}
+
+/// Guests that go on from one snapshot, at the same time.
+fn forks() -> Result<()> {
+    restore::save(&Guest::bare("vmlinux", "tick", GUEST_MIB))?;
+    for (name, jail) in [("open", false), ("jailed", true)] {
+        report("forks", name, forks::measure(jail, FORKS)?);
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use crate::system::monotonic_us;
 use crate::vmm::{Guest, Vmm, event, keep_open};
 
 const STATE: &str = "/run/state";
-const MEMORY: &str = "/run/memory";
-const REQUEST: &str = "/run/load.json";
+pub const MEMORY: &str = "/run/memory";
+pub const REQUEST: &str = "/run/load.json";
 const SOCKET: &str = "/run/pager";
 
 /// Where the memory comes from.
@@ -45,23 +45,27 @@ pub fn save(guest: &Guest) -> Result<()> {
     running.end()
 }
 
-/// Goes on from the snapshot, and ends; times in microseconds since the VMM's process start. `needed` are the offsets of
-/// pages that are known to be needed, and those that were then.
-pub fn start(source: Source, jail: bool, needed: &mut Vec<u64>) -> Result<Value> {
-    let mut handler = None;
+/// Writes what a VMM is told that goes on from the snapshot.
+pub fn request(source: Source) -> Result<()> {
     let backend = match source {
         Source::File => json!({ "backend_type": "File", "backend_path": MEMORY }),
         Source::Demand | Source::WorkingSet => {
-            let prefetch = match source {
-                Source::WorkingSet => needed.clone(),
-                _ => Vec::new(),
-            };
-            handler = Some(serve(prefetch)?);
             json!({ "backend_type": "Uffd", "backend_path": SOCKET })
         }
     };
     let request = json!({ "snapshot_path": STATE, "mem_backend": backend, "resume_vm": true });
-    fs::write(REQUEST, request.to_string())?;
+    Ok(fs::write(REQUEST, request.to_string())?)
+}
+
+/// Goes on from the snapshot, and ends; times in microseconds since the VMM's process start. `needed` are the offsets of
+/// pages that are known to be needed, and those that were then.
+pub fn start(source: Source, jail: bool, needed: &mut Vec<u64>) -> Result<Value> {
+    let handler = match source {
+        Source::File => None,
+        Source::Demand => Some(serve(Vec::new())?),
+        Source::WorkingSet => Some(serve(needed.clone())?),
+    };
+    request(source)?;
     let (ours, theirs) = UnixStream::pair()?;
     let start = monotonic_us();
     let mut command = Command::new("/bin/daruma-vmm");

@@ -84,6 +84,15 @@ pub fn monotonic_us() -> u64 {
         + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
 }
 
+/// Has the process `pid` stand still.
+pub fn stop(pid: u32) -> Result<()> {
+    // SAFETY: kill(2) takes two numbers.
+    if unsafe { libc::kill(pid.cast_signed(), libc::SIGSTOP) } != 0 {
+        return Err(io::Error::last_os_error()).context("Cannot stop a VMM");
+    }
+    Ok(())
+}
+
 /// Waits until the console has said everything: what is still in the terminal's buffer is lost when the machine goes off.
 fn drain_console() {
     // SAFETY: tcdrain(3) takes a number.

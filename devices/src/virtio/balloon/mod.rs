@@ -246,7 +246,8 @@ impl VirtioDevice for Balloon {
 
     fn save(&self) -> DeviceState {
         DeviceState::Balloon {
-            target_pages: self.target_pages,
+            // What it shall have: that its thread has not come to it yet must not lose it.
+            target_pages: self.target.pages(),
             actual_pages: u32::from_le_bytes(self.actual),
         }
     }
@@ -261,6 +262,8 @@ impl VirtioDevice for Balloon {
                 let set = self.target.set(*target_pages);
                 set.map_err(|source| RestoreError::Host { what, source })?;
                 self.target_pages = *target_pages;
+                // The driver may not have been told of it; if it has been, it looks once more.
+                self.config_changed = true;
                 self.actual = actual_pages.to_le_bytes();
                 Ok(())
             }

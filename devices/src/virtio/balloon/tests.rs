@@ -227,13 +227,17 @@ fn a_balloon_goes_on_with_its_size_whatever_the_next_one_was_made_with() {
         target.set(0x777).unwrap();
         guest.run();
         guest.write_config(4, &0x56_u32.to_le_bytes());
+        // It has another size from now on, of which its driver was not told.
+        target.set(0x778).unwrap();
         let text = guest.save().unwrap();
         let device = balloon(Options::default());
         let target = device.target();
         guest.replace(device, &text).unwrap();
+        guest.acknowledge();
         guest.run();
-        assert_eq!((guest.config_u32(0), guest.config_u32(4)), (0x777, 0x56));
-        assert_eq!(target.pages(), 0x777);
+        assert_eq!(guest.acknowledge() & 2, 2, "the configuration has changed");
+        assert_eq!((guest.config_u32(0), guest.config_u32(4)), (0x778, 0x56));
+        assert_eq!(target.pages(), 0x778);
         send(&mut guest, &mut rings, INFLATE, &list(&[0x75]));
         assert_eq!(gone(&guest), [0x75]);
     }

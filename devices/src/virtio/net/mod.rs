@@ -13,7 +13,7 @@ pub mod tap;
 mod transmit;
 mod wire;
 
-pub use backend::{Backend, Offloads};
+pub use backend::{Backend, Offloads, Unplugged};
 pub use device::{Net, NetOptions};
 pub use interceptor::Interceptor;
 pub use tap::Tap;

@@ -19,6 +19,8 @@ pub(super) struct Wire {
     interceptor: Option<Box<dyn Interceptor>>,
     /// A frame from or to the interceptor; empty without one.
     frame: Box<[u8]>,
+    /// What the backend has been told, if it is known.
+    offloads: Option<Offloads>,
     metrics: Arc<NetMetrics>,
     failures: Throttle,
 }
@@ -30,12 +32,15 @@ impl Wire {
         metrics: Arc<NetMetrics>,
     ) -> Self {
         let room = interceptor.as_ref().map_or(0, |_| MAX_INTERCEPTED);
+        let link_up = backend.is_there();
         Self {
             backend,
-            link_up: true,
-            link_changed: false,
+            link_up,
+            // A driver that goes on from a snapshot may believe in the link of before.
+            link_changed: !link_up,
             interceptor,
             frame: vec![0; HEADER_LEN + room].into_boxed_slice(),
+            offloads: None,
             metrics,
             failures: Throttle::default(),
         }
@@ -85,10 +90,16 @@ impl Wire {
     }
 
     pub(super) fn set_offloads(&mut self, offloads: Offloads) {
-        if self.link_up
-            && let Err(error) = self.backend.set_offloads(offloads)
-        {
-            self.failed("Offloads cannot be set on the tap", &error);
+        // A queue that only stood still goes on with what it had: whoever lets it go on needs no way to the tap.
+        if !self.link_up || self.offloads == Some(offloads) {
+            return;
+        }
+        match self.backend.set_offloads(offloads) {
+            Ok(()) => self.offloads = Some(offloads),
+            Err(error) => {
+                self.offloads = None;
+                self.failed("Offloads cannot be set on the tap", &error);
+            }
         }
     }
 

@@ -48,6 +48,11 @@ impl Server {
         }
     }
 
+    /// Serves one more card.
+    pub fn add(&mut self, card: Mac) {
+        self.cards.push(card);
+    }
+
     /// The address of a card.
     #[must_use]
     pub fn address_of(&self, card: Mac) -> Option<Ipv4Addr> {

@@ -57,20 +57,26 @@ pub(super) fn install() -> io::Result<()> {
     Ok(())
 }
 
-extern "C" fn on_denied(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn on_denied(_: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // The kernel's layout: signo, errno, code, padding, the address of the call, its number.
     const NUMBER_AT: usize = 24;
     let number = info.cast::<u8>().wrapping_add(NUMBER_AT).cast::<c_int>();
     // SAFETY: the kernel hands a whole siginfo_t to a handler with SA_SIGINFO.
     let number = unsafe { number.read_unaligned() };
+    // SAFETY: the kernel hands a whole ucontext_t to a handler with SA_SIGINFO.
+    let registers = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    // A request of ioctl(2), for one, is the second.
+    let argument = registers
+        .get(libc::REG_RSI as usize)
+        .map_or(0, |register| register.cast_unsigned());
     let mut line = Line::default();
     line.text("ERROR: ");
-    line.message(KIND.get(), number);
+    line.message(KIND.get(), number, argument);
     line.text("\n");
     line.send(LOG.load(Ordering::Relaxed));
     let mut event = Line::default();
     event.text("{\"event\":\"exit\",\"reason\":\"error\",\"message\":\"");
-    event.message(KIND.get(), number);
+    event.message(KIND.get(), number, argument);
     event.text("\"}\n");
     event.send(PARENT.load(Ordering::Relaxed));
     // SAFETY: ends the process without running anything of it.
@@ -93,12 +99,14 @@ impl Default for Line {
 }
 
 impl Line {
-    fn message(&mut self, kind: ThreadKind, number: c_int) {
+    fn message(&mut self, kind: ThreadKind, number: c_int, argument: u64) {
         self.text("A thread of kind ");
         self.text(kind.name());
         self.text(" made system call ");
-        self.number(number.unsigned_abs());
-        self.text(", which its filter denies: the VMM is ended");
+        self.number(number.unsigned_abs().into(), 10);
+        self.text(" (second argument 0x");
+        self.number(argument, 16);
+        self.text("), which its filter denies: the VMM is ended");
     }
 
     fn text(&mut self, text: &str) {
@@ -110,12 +118,12 @@ impl Line {
         }
     }
 
-    fn number(&mut self, number: u32) {
-        if number >= 10 {
-            self.number(number / 10);
+    fn number(&mut self, number: u64, base: u64) {
+        if number >= base {
+            self.number(number / base, base);
         }
-        let digit = b"0123456789"[(number % 10) as usize];
-        self.text(str::from_utf8(&[digit]).unwrap_or_default());
+        let digit = usize::try_from(number % base).unwrap_or_default();
+        self.text("0123456789abcdef".get(digit..=digit).unwrap_or_default());
     }
 
     fn send(&self, fd: c_int) {
@@ -133,11 +141,11 @@ mod tests {
     #[test]
     fn last_words_name_the_kind_and_the_number() {
         let mut line = Line::default();
-        line.message(ThreadKind::Vcpu, 257);
+        line.message(ThreadKind::Vcpu, 257, 0xae80);
         let text = str::from_utf8(&line.bytes[..line.length]).unwrap();
         assert_eq!(
             text,
-            "A thread of kind vCPU made system call 257, which its filter denies: the VMM is ended"
+            "A thread of kind vCPU made system call 257 (second argument 0xae80), which its filter denies: the VMM is ended"
         );
     }
 

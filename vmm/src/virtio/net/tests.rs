@@ -70,6 +70,11 @@ impl Drop for HostTap {
     }
 }
 
+/// The interface `net`, whose tap is opened for it.
+fn make(net: &NetConfig) -> Result<(Net, Handle), VirtioError> {
+    super::make(net, open(net)?)
+}
+
 const VERSION_1: u64 = 1 << 32;
 const GUEST_CSUM: u64 = 1 << 1;
 const MRG_RXBUF: u64 = 1 << 15;

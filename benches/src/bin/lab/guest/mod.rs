@@ -6,6 +6,7 @@
 
 mod aio;
 mod blk;
+mod dirty;
 mod net;
 mod phase;
 
@@ -20,6 +21,9 @@ use crate::{MARKER, system};
 
 /// I/O port of the boot timer and the byte that stops it (Firecracker's boot timer device).
 const BOOT_TIMER: (u64, u8) = (0x3f0, 123);
+
+/// How long a guest lives that falls.
+const BEFORE_FALL: Duration = Duration::from_secs(30);
 
 /// Between two words of a guest that talks all the time.
 const TICK: Duration = Duration::from_micros(50);
@@ -58,6 +62,13 @@ fn tick() -> Result<()> {
     }
 }
 
+/// Ends process 1 after a while, and with it the kernel.
+#[expect(clippy::exit, reason = "to end is the work")]
+fn fall() -> ! {
+    std::thread::sleep(BEFORE_FALL);
+    std::process::exit(1)
+}
+
 fn work(words: &[String]) -> Result<()> {
     let mut phases = Phases::new(words.iter().any(|word| word == "alone"));
     for word in words {
@@ -65,6 +76,8 @@ fn work(words: &[String]) -> Result<()> {
             "blk" => blk::work(&mut phases)?,
             "net" => net::work(&mut phases)?,
             "tick" => tick()?,
+            "dirty" => dirty::work()?,
+            "fall" => fall(),
             "alone" | "stay" => {}
             other => bail!("No work is called {other}"),
         }

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use thiserror::Error;
 
 use self::link::Link;
-pub use self::negotiation::Export;
+pub use self::negotiation::{Export, negotiate};
 use self::protocol::ProtocolError;
 use super::SECTOR_SIZE;
 use super::backend::{Action, Backend, Job, Start};
@@ -94,7 +94,7 @@ impl Nbd {
     /// # Errors
     /// The server has no such export within a few seconds, or it is not fit for a disk.
     pub fn new(stream: UnixStream, name: &str, read_only: bool) -> Result<Self, NbdError> {
-        let export = negotiation::negotiate(&stream, name)?;
+        let export = negotiate(&stream, name)?;
         let read_only = read_only || export.has(protocol::READ_ONLY);
         if export.len == 0 || export.len % SECTOR_SIZE != 0 {
             return Err(NbdError::NotWholeSectors { len: export.len });

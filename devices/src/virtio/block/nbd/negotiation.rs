@@ -110,8 +110,11 @@ impl<'a> Patient<'a> {
     }
 }
 
-/// Agrees with the server behind `stream` on the use of its export `name`.
-pub(super) fn negotiate(stream: &UnixStream, name: &str) -> Result<Export, NbdError> {
+/// Agrees with the server behind `stream` on the use of its export `name`. The stream does not block afterwards.
+///
+/// # Errors
+/// The server has no such export, or does not say so in time.
+pub fn negotiate(stream: &UnixStream, name: &str) -> Result<Export, NbdError> {
     let peer = Patient::new(stream).map_err(NbdError::Stream)?;
     let greeting: [u8; GREETING_LEN] = peer.array()?;
     let flags = protocol::read_greeting(&greeting)?;

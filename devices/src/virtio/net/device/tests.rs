@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::rate_limiter::{BucketLimit, RateLimits};
-use crate::virtio::net::{HEADER_LEN, MAX_FRAME};
+use crate::virtio::net::{HEADER_LEN, MAX_FRAME, Unplugged};
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::state::{DRIVER_OK, NEEDS_RESET};
 use crate::virtio::testing::{Buffer, GuestRing, TestGuest, Transport};
@@ -443,6 +443,35 @@ fn lost_backend_takes_the_link_down_and_nothing_else() {
         assert_eq!(f.tx.used(), Some((head, 0)));
         assert_eq!(f.guest.run(), 0);
         assert_eq!(f.guest.status() & NEEDS_RESET, 0);
+    }
+}
+
+#[test]
+fn interface_without_a_network_has_no_link_and_takes_what_is_sent() {
+    for &on in Transport::ALL {
+        let options = NetOptions {
+            mac: MAC,
+            mtu: None,
+            receive_limiter: limiter(0, 0),
+            transmit_limiter: limiter(0, 0),
+            interceptor: None,
+        };
+        let nowhere = Unplugged::new().unwrap();
+        let mut guest = TestGuest::new(on, Net::new(Box::new(nowhere), options));
+        // Whatever a driver has agreed upon with a tap.
+        let (_, mut tx) = start(
+            &mut guest,
+            MERGE | 1 << VIRTIO_NET_F_GUEST_CSUM | 1_u64 << VIRTIO_NET_F_GUEST_USO4,
+        );
+        guest.run();
+        assert_eq!(guest.acknowledge() & 2, 2, "the configuration has changed");
+        assert_eq!(guest.config_u16(6), 0, "link down");
+        let buffer = tx.data(&[&PLAIN[..], &frame(60)].concat());
+        let head = tx.add(&[buffer]);
+        guest.notify(1);
+        assert_eq!(tx.used(), Some((head, 0)));
+        assert_eq!(guest.run(), 0, "and then there is nothing to do");
+        assert_eq!(guest.status() & NEEDS_RESET, 0);
     }
 }
 

@@ -5,6 +5,8 @@
     reason = "what a command line is for"
 )]
 
+mod asking;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::errors::chain;
 use crate::own_kernel::{READER_NAME, reader};
+use crate::snapshots::STORE_NAME;
 use crate::supervisor::VMM_NAME;
 use crate::{init, remote, up};
 
@@ -51,6 +54,34 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
     },
+    /// Snapshots of guests
+    Snapshot {
+        #[command(subcommand)]
+        what: asking::Snapshot,
+        #[command(flatten)]
+        manner: asking::Manner,
+    },
+    /// The guests: what they are, and what they are to do
+    Guest {
+        #[command(subcommand)]
+        what: asking::Guest,
+        #[command(flatten)]
+        manner: asking::Manner,
+    },
+    /// Falls and stands of the guests, or what the VMM of one said
+    Log {
+        /// The guest, by its name or number
+        guest: Option<String>,
+        #[command(flatten)]
+        manner: asking::Manner,
+    },
+    /// What snapshots are kept in
+    Store {
+        #[command(subcommand)]
+        what: asking::Store,
+        #[command(flatten)]
+        manner: asking::Manner,
+    },
     /// Say what is wrong in a machine file, and run nothing
     Check {
         /// The machine file (TOML)
@@ -66,12 +97,13 @@ enum OnReady {
     Poweroff,
 }
 
-/// Runs the program that the first argument names: `daruma`, the VMM as [`VMM_NAME`], or the reader of boot entries as
-/// [`READER_NAME`].
+/// Runs the program that the first argument names: `daruma`, the VMM as [`VMM_NAME`], the reader of boot entries as
+/// [`READER_NAME`], or the store's service as [`STORE_NAME`].
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     match called(arguments.first()) {
         Some(VMM_NAME) => return vmm::cli::main(arguments),
         Some(READER_NAME) => return reader::main(),
+        Some(STORE_NAME) => return crate::snapshots::main(arguments),
         _ => {}
     }
     if std::process::id() == 1 {
@@ -83,6 +115,10 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             json,
             socket,
         } => return metrics(guest, json, socket),
+        Command::Snapshot { what, manner } => return asking::snapshot(what, manner),
+        Command::Guest { what, manner } => return asking::guest(what, manner),
+        Command::Log { guest, manner } => return asking::log(guest, manner),
+        Command::Store { what, manner } => return asking::store(what, manner),
         Command::Up {
             file,
             onready,
@@ -127,7 +163,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 fn metrics(guest: Option<String>, json: bool, socket: Option<PathBuf>) -> ExitCode {
     let command = remote::Command::Metrics { guest };
     let found = socket.map_or_else(remote::find, Ok);
-    match found.and_then(|socket| remote::ask(&socket, &command)) {
+    match found.and_then(|socket| remote::ask(&socket, &command, |_, _, _| ())) {
         Ok(metrics) if json => println!("{metrics}"),
         Ok(metrics) => println!("{}", remote::metrics_as_text(&metrics)),
         Err(error) => {

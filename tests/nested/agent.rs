@@ -1,0 +1,160 @@
+//! What only the inside of a guest knows: agents tell the host, and guests stand up by themselves that are not well.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests::qemu::Builder;
+use tests::{Console, Image, image};
+
+use crate::shell::{ask_line, log_in, view};
+
+const MACHINE: &str = r#"
+[machine]
+name = "inside"
+[store]
+path = "disk:store"
+
+[[guest]]
+name = "first"
+memory = "96M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = { vsock = 1024 }
+
+[guest.checkpoints]
+every = 2
+
+[guest.health]
+good-after = 3
+heartbeat = 6
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
+
+[[guest]]
+name = "other"
+memory = "96M"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = { console = "pocket login:" }
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
+"#;
+
+/// Ways to make a guest fall that only its agent notices, and what is said of them.
+const FALLS: [(&str, &[&str]); 3] = [
+    (
+        "kill -STOP $(pidof daruma-agent)",
+        &["unhealthy: no sign of life for "],
+    ),
+    // The root cannot be written to: this is as good as to remove all programs.
+    (
+        "mount -t tmpfs none /bin",
+        &["unhealthy: its agent says: cannot start a program: there is none"],
+    ),
+    (
+        "bomb() { bomb | bomb & }; bomb",
+        &[
+            "unhealthy: its agent says: ",
+            "unhealthy: no sign of life for ",
+        ],
+    ),
+];
+
+fn disk(image: &Image, folder: &Path) -> Result<std::path::PathBuf> {
+    let tree = folder.join("tree");
+    std::fs::create_dir(&tree)?;
+    std::fs::write(tree.join("machine.toml"), MACHINE)?;
+    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
+    let rom = image.read("daruma.rom")?;
+    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
+    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
+    let disk = folder.join("machine.img");
+    image::ext4(&tree, "daruma", 1024, &disk)?;
+    Ok(disk)
+}
+
+/// Brings the host to the screen, whose old lines are shown again and passed over.
+fn host_from_now_on(console: &mut Console, mark: usize) -> Result<()> {
+    view(console, 0)?;
+    console.send(&format!("mark{mark}\r"))?;
+    console.expect(&format!("unknown command 'mark{mark}'"))?;
+    Ok(())
+}
+
+/// Waits until agents of both guests say that they are well.
+fn both_well(console: &mut Console) -> Result<()> {
+    for guest in ["first", "other"] {
+        let mut well = false;
+        for _ in 0..60 {
+            console.send(&format!("show {guest}\r"))?;
+            console.expect(" health ")?;
+            well = console.expect("\r\n")?.contains(" well, load ");
+            if well {
+                break;
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        ensure!(well, "the agent of {guest} does not say that all is well");
+    }
+    Ok(())
+}
+
+/// A guest whose agent stands still, whose programs are gone, or which is full of processes, goes back to where it was
+/// well, by itself; its neighbour notices nothing.
+#[test]
+fn a_guest_that_is_not_well_inside_stands_up_by_itself() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let disk = disk(&image, folder.path())?;
+    let cmdline = String::from_utf8(image.read("cmdline")?)?;
+    let mut machine = Builder::trio(
+        &image.path("bzImage"),
+        &image.path("initramfs"),
+        cmdline.trim(),
+    )
+    .disk(&disk, true)
+    .boot()?;
+    let console = &mut machine.console;
+    console.expect_all(&["daruma: first: ready: ", "daruma: other: ready: "])?;
+    both_well(console)?;
+    view(console, 1)?;
+    log_in(console, None)?;
+    let nonce = ask_line(
+        console,
+        "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce",
+    )?;
+    for (round, (fall, said)) in FALLS.into_iter().enumerate() {
+        // Some checkpoints, and time enough for one of them to be good.
+        thread::sleep(Duration::from_secs(15));
+        view(console, 1)?;
+        console.send(&format!("{fall}\r"))?;
+        host_from_now_on(console, round)?;
+        console.expect_any(said)?;
+        console.expect("daruma: first: restoring: snapshot ")?;
+        console.expect("daruma: first: ready: ")?;
+        console.expect("stands ")?;
+        both_well(console)?;
+        view(console, 1)?;
+        console.send("\r")?;
+        let found = ask_line(console, "echo $nonce")?;
+        ensure!(found == nonce, "after {fall:?} another shell: {found:?}");
+    }
+    // It says goodbye: its silence is no fall.
+    console.send("poweroff\r")?;
+    host_from_now_on(console, FALLS.len())?;
+    let (which, _) = console.expect_any(&[
+        "daruma: first: stopped: powered off",
+        "daruma: first: unhealthy",
+        "daruma: other: unhealthy",
+    ])?;
+    ensure!(which == 0, "a fall in the end");
+    console.send("poweroff\r")?;
+    machine.wait_off()?;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The power of the whole machine is cut while guests write and checkpoints are taken of them.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::qemu::{Builder, Qemu};
+use tests::{Console, Image, image};
+
+use crate::shell::{ask, ask_line, log_in, view};
+
+/// Guests on both transports; the disk with the counter is the second of each.
+const GUESTS: [(&str, u32, &str); 2] = [("first", 2, "pci"), ("second", 1, "mmio")];
+
+fn machine_file() -> String {
+    let guests = GUESTS.map(|(name, vcpus, transport)| {
+        format!(
+            r#"
+[[guest]]
+name = "{name}"
+vcpus = {vcpus}
+memory = "96M"
+transport = "{transport}"
+kernel = "disk:kernel"
+cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+ready = {{ console = "pocket login:" }}
+
+[guest.checkpoints]
+every = 2
+seconds = 10
+minutes = 2
+
+[guest.health]
+good-after = 3
+
+[[guest.disk]]
+source = "disk:root.erofs"
+read-only = true
+
+[[guest.disk]]
+source = "disk:{name}.img"
+"#
+        )
+    });
+    format!(
+        "[machine]\nname = \"cut\"\n[store]\npath = \"disk:store\"\n{}",
+        guests.concat()
+    )
+}
+
+/// What a guest is known by: what only its memory has.
+fn begin_to_count(console: &mut Console, guest: u32) -> Result<String> {
+    view(console, guest)?;
+    log_in(console, None)?;
+    let nonce = "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce";
+    let nonce = ask_line(console, nonce)?;
+    // Memory first, and then the disk: of one instant, they are equal or one apart.
+    console.send(
+        "(i=10000000; while :; do i=$((i+1)); echo $i >/tmp/new; mv /tmp/new /tmp/count; \
+         echo $i | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; done) &\r",
+    )?;
+    let counts = "until [ -e /tmp/count ] && [ $(cat /tmp/count) -gt 10000002 ]; do sleep 1; done";
+    ask(console, counts)?;
+    Ok(nonce)
+}
+
+/// The counters in memory and on the disk, as they are now.
+fn counters(console: &mut Console) -> Result<(u64, u64)> {
+    let read = "kill -STOP %1; sleep 1; cat /tmp/count; dd if=/dev/vdb bs=8 count=1 2>/dev/null; echo; kill -CONT %1; sleep 2";
+    let text = ask(console, read)?;
+    let numbers: Vec<u64> = text
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect();
+    let [memory, disk] = numbers[..] else {
+        anyhow::bail!("two counters are not {text:?}");
+    };
+    Ok((memory, disk))
+}
+
+fn boot(image: &Image, disk: &std::path::Path, lines: &[&str]) -> Result<Qemu> {
+    let cmdline = String::from_utf8(image.read("cmdline")?)?;
+    let mut machine = Builder::trio(
+        &image.path("bzImage"),
+        &image.path("initramfs"),
+        cmdline.trim(),
+    )
+    .disk(disk, true)
+    .boot()?;
+    machine.console.expect_all(lines)?;
+    Ok(machine)
+}
+
+/// Guests count in memory and on a disk while checkpoints are taken and thinned. The power goes. When the machine is back
+/// each goes on from its newest good checkpoint by itself: with what only its memory had, and a disk that agrees with it.
+#[test]
+fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoints() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree)?;
+    std::fs::write(tree.join("machine.toml"), machine_file())?;
+    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
+    let rom = image.read("daruma.rom")?;
+    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
+    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
+    for (name, ..) in GUESTS {
+        std::fs::write(tree.join(format!("{name}.img")), vec![0; 1 << 20])?;
+    }
+    let disk = folder.path().join("machine.img");
+    image::ext4(&tree, "daruma", 1024, &disk)?;
+
+    let ready = ["daruma: first: ready: ", "daruma: second: ready: "];
+    let mut machine = boot(&image, &disk, &ready)?;
+    let console = &mut machine.console;
+    let nonces = [begin_to_count(console, 1)?, begin_to_count(console, 2)?];
+    let before = counters(console)?;
+    // Several checkpoints, and some that are thinned.
+    thread::sleep(Duration::from_secs(20));
+    drop(machine);
+
+    // Nobody asks for it.
+    let lines = [
+        "daruma: first: restoring: snapshot ",
+        "daruma: second: restoring: snapshot ",
+        ready[0],
+        ready[1],
+        "host: first: the host went down while it ran on snapshot ",
+        "host: second: the host went down while it ran on snapshot ",
+    ];
+    let mut machine = boot(&image, &disk, &lines)?;
+    let console = &mut machine.console;
+    for (guest, nonce) in (1..).zip(&nonces) {
+        view(console, guest)?;
+        console.send("\r")?;
+        let found = ask_line(console, "echo $nonce")?;
+        ensure!(found == *nonce, "another shell, with {found:?}");
+        let (memory, disk) = counters(console)?;
+        ensure!(
+            memory == disk || memory == disk + 1,
+            "memory has {memory}, the disk {disk}"
+        );
+        if guest == 2 {
+            ensure!(memory > before.0, "{memory} is no newer than {}", before.0);
+        }
+        // It goes on.
+        let next = counters(console)?;
+        ensure!(next.0 > memory, "it stopped at {memory}");
+    }
+    view(console, 0)?;
+    console.send("store\r")?;
+    console.expect("snapshots").context("What is stored")?;
+    // In order this time: suspended, and on again from there without a loss.
+    console.send("poweroff\r")?;
+    console.expect_all(&[
+        "daruma: first: stopped: suspended as snapshot ",
+        "daruma: second: stopped: suspended as snapshot ",
+    ])?;
+    machine.wait_off()?;
+    let mut machine = boot(&image, &disk, &lines[..4])?;
+    let console = &mut machine.console;
+    view(console, 1)?;
+    console.send("\r")?;
+    let found = ask_line(console, "echo $nonce")?;
+    ensure!(found == nonces[0], "another shell, with {found:?}");
+    view(console, 0)?;
+    console.send("poweroff\r")?;
+    machine.wait_off()?;
+    Ok(())
+}

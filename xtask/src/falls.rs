@@ -1,0 +1,44 @@
+//! `cargo xtask falls`: guests are knocked over in a real machine, and have to stand again.
+
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::image::{self, product};
+use crate::paths::Paths;
+use crate::{setup, ui};
+
+/// Falls of a long run.
+const LONG: u64 = 1_000;
+
+#[derive(Args)]
+pub struct Options {
+    /// A thousand falls, which takes most of an hour; otherwise about a hundred
+    #[arg(long)]
+    long: bool,
+}
+
+pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
+    setup::run(paths)?;
+    let image = image::build(paths, &image::Options::for_tests())?;
+    let mut command = product::cargo(&["test", "--package", "tests", "--test", "nested"]);
+    command.args(["falls", "--", "--ignored", "--nocapture"]);
+    command
+        .env("DARUMA_IMAGE", image)
+        .env("DARUMA_NESTED_RECORDS", paths.nested());
+    if options.long {
+        command.env("DARUMA_FALLS", LONG.to_string());
+    }
+    let _pause = ui::pause();
+    let status = command
+        .current_dir(&paths.root)
+        .stdin(Stdio::null())
+        .status()
+        .context("Could not start cargo")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
