@@ -85,7 +85,8 @@ pub enum Begin {
     From(Origin),
     /// Its newest good snapshot, unless it ended in order since; its disks as it left them without one.
     Resume,
-    /// It has fallen: so many good snapshots back from the newest; its disks as it left them if there are not so many.
+    /// It has fallen: so many good snapshots back from the newest, or if none is known to be good, of those that were
+    /// taken while it was ready; its disks as it left them if there are not so many.
     Back {
         /// 0 is the newest good snapshot.
         steps: u32,

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use store::{Info, Spec, Store};
 
 use super::super::protocol::{Begin, Lost};
-use super::super::{FALLEN, LEFT, SUSPENDED};
+use super::super::{FALLEN, LEFT, READY, SUSPENDED};
 use super::capture::{DISK, now_ms};
 use super::guest::{self, Errand, GuestError};
 use super::restore::{self, Candidate};
@@ -74,19 +74,36 @@ pub fn fallen(store: &Store, guest: &str, id: u64) -> store::Result<Option<Info>
 }
 
 /// The good snapshot that is `steps` back from the newest, or the next one that can be read.
+///
+/// One that fell before any snapshot of it could prove itself goes back as far among those that were taken while it was
+/// ready: its disks alone may be what it fell by.
 fn back(errand: &Errand<'_>, steps: u32, remarks: &mut Vec<String>) -> Result<Ground, GuestError> {
     let all = own(errand.store, errand.name)?;
     let newest = all.last().map(|info| info.id);
     let resumes = matches!(errand.begin, Begin::Resume);
-    let can = |info: &&Info| {
+    let whole = |info: &&Info| !errand.damaged.contains(&info.id);
+    let good = |info: &&Info| {
         // A guest that was suspended has had no time to be healthy after that.
         let suspended = info.labels.contains_key(SUSPENDED) && Some(info.id) == newest;
-        (info.good || resumes && suspended) && !errand.damaged.contains(&info.id)
+        info.good || resumes && suspended
+    };
+    let proven = resumes || all.iter().filter(whole).any(|info| good(&info));
+    let can = |info: &&Info| match proven {
+        true => good(info),
+        false => info.labels.contains_key(READY),
     };
     let steps = usize::try_from(steps).unwrap_or(usize::MAX);
-    for info in all.iter().rev().filter(can).skip(steps) {
+    for info in all.iter().rev().filter(whole).filter(can).skip(steps) {
         match restore::read(errand.store, info) {
-            Ok(candidate) => return Ok(Ground::Snapshot(Box::new(candidate))),
+            Ok(candidate) => {
+                if !proven {
+                    remarks.push(format!(
+                        "no snapshot is known to be good: snapshot {}, which was taken while the guest was ready, is tried",
+                        info.id
+                    ));
+                }
+                return Ok(Ground::Snapshot(Box::new(candidate)));
+            }
             Err(error @ store::Error::Corrupt { .. }) => remarks.push(format!(
                 "snapshot {} cannot be used ({}): an older one is taken",
                 info.id,

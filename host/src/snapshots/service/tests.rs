@@ -20,7 +20,7 @@ use vmm::userfault::{Features, Modes, Userfault};
 use super::super::protocol::{
     Begin, DiskSource, Done, Load, Opened, Origin, Reply, Request, StoreCommand, What,
 };
-use super::super::{CHECKPOINT, SUSPENDED, Thinning};
+use super::super::{CHECKPOINT, READY, SUSPENDED, Thinning};
 use super::serve;
 
 /// The service in a thread, and the supervisor's end of it.
@@ -639,7 +639,7 @@ fn fallen(steps: u32) -> Begin {
 fn a_fallen_guest_goes_back_to_good_snapshots_only_and_what_its_disk_was_is_kept() {
     let mut desk = Desk::new();
     let ids = lived(&mut desk);
-    // None is known to be good.
+    // None is known to be good, and none was taken while it was ready.
     let opened = desk.begin("web", &["root.img"], fallen(0)).unwrap();
     assert_eq!((opened.load, opened.lost), (None, None));
     assert_eq!(disk(&opened.sockets[0], None), 4);
@@ -698,6 +698,44 @@ fn a_fallen_guest_goes_back_to_good_snapshots_only_and_what_its_disk_was_is_kept
     let opened = desk.begin("web", &["root.img"], factory).unwrap();
     assert_eq!(opened.load, None);
     assert_eq!(disk(&opened.sockets[0], None), 9);
+}
+
+#[test]
+fn a_guest_that_fell_before_any_snapshot_proved_itself_tries_those_of_when_it_was_ready() {
+    let mut desk = Desk::new();
+    drop(lived(&mut desk));
+    let labels = BTreeMap::from([(READY.to_owned(), "yes".to_owned())]);
+    let mut ready = Vec::new();
+    for content in [5, 6] {
+        desk.open("web", &["root.img"], None).unwrap();
+        let channel = desk.channel("web");
+        let vmm = thread::spawn(move || play(&channel, &[0], content, || ()));
+        let taken = desk.take_with("web", &labels, None).unwrap();
+        vmm.join().unwrap();
+        ready.push(taken["id"].as_u64().unwrap());
+        desk.close("web");
+    }
+    for (steps, expected) in [(0, 1), (1, 0)] {
+        let opened = desk.begin("web", &["root.img"], fallen(steps)).unwrap();
+        assert_eq!(opened.load.unwrap().snapshot, ready[expected]);
+        let said = opened.remarks.join("\n");
+        assert!(said.contains("no snapshot is known to be good"), "{said}");
+        desk.close("web");
+    }
+    // Not the others, which are of a guest that was not ready.
+    let opened = desk.begin("web", &["root.img"], fallen(2)).unwrap();
+    assert_eq!(opened.load, None);
+    desk.close("web");
+    // A power cut is no fall of its own: its disks are what it has written last.
+    let mut desk = Desk::over(desk.end());
+    let opened = desk.begin("web", &["root.img"], Begin::Resume).unwrap();
+    assert_eq!(opened.load, None);
+    desk.close("web");
+    // As soon as one is known to be good, the others are not gone back to.
+    let snapshots = vec![ready[0]];
+    desk.ask(What::Good { snapshots }).unwrap();
+    let opened = desk.begin("web", &["root.img"], fallen(0)).unwrap();
+    assert_eq!(opened.load.unwrap().snapshot, ready[0]);
 }
 
 #[test]
