@@ -12,5 +12,6 @@ pub mod net;
 pub mod pause;
 pub mod start;
 pub mod store;
+pub mod whole;
 
 pub use metric::Metric;

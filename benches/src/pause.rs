@@ -1,13 +1,10 @@
 //! Snapshots of guests that go on, by the whole host: how long a guest stands still, and what a further snapshot costs.
 
-use std::fs;
-
 use anyhow::{Context, Result, bail};
-use tests::qemu::{Builder as Machine, Clock as MachineClock};
-use tests::{Console, Image, image};
+use tests::{Console, Image};
 
-use crate::laboratory;
 use crate::metric::{Clock, Metric, median};
+use crate::whole;
 
 /// Memory of the guests in MiB, each with the end of its metric's name; the first is what is promised.
 const SIZES: [(u32, &str); 3] = [(1024, ""), (256, ".256m"), (4096, ".4g")];
@@ -15,9 +12,6 @@ const SIZES: [(u32, &str); 3] = [(1024, ""), (256, ".256m"), (4096, ".4g")];
 const SNAPSHOTS: usize = 6;
 /// Memory of the guest that does nothing, in MiB.
 const IDLE_MIB: u32 = 512;
-/// MiB of the disk with the machine, the guests' images and the store.
-const DISK_MIB: u64 = 1024;
-const HOST_MIB: u32 = 1024;
 
 /// Measures `snap.pause_ms*`: the median of the snapshots of a guest with two vCPUs, a disk and a card that writes to
 /// its memory and its disk all the time.
@@ -56,30 +50,7 @@ struct Told {
 
 fn snapshots(image: &Image, lab: &[u8], mib: u32, work: &str) -> Result<Vec<Told>> {
     let folder = tempfile::tempdir()?;
-    let tree = folder.path().join("tree");
-    fs::create_dir(&tree)?;
-    let machine = format!(
-        "[machine]\nname = \"bench\"\n[store]\npath = \"disk:store\"\n[[guest]]\nname = \"g\"\nvcpus = 2\n\
-         memory = {mib}\nkernel = \"disk:kernel\"\ninitrd = \"disk:initrd\"\n\
-         cmdline = \"console=ttyS0 quiet {work}\"\nready = {{ boot-timer = true }}\n\
-         [[guest.disk]]\nsource = \"disk:spare.img\"\n"
-    );
-    fs::write(tree.join("machine.toml"), machine)?;
-    fs::write(tree.join("kernel"), image.read("vmlinux")?)?;
-    fs::write(tree.join("initrd"), laboratory::guest(lab)?)?;
-    fs::write(tree.join("spare.img"), vec![0; 16 << 20])?;
-    let disk = folder.path().join("machine.img");
-    image::ext4(&tree, "daruma", DISK_MIB, &disk)?;
-    let cmdline = String::from_utf8(image.read("cmdline")?)?;
-    let mut machine = Machine::trio(
-        &image.path("bzImage"),
-        &image.path("initramfs"),
-        cmdline.trim(),
-    )
-    .clock(MachineClock::Virtual)
-    .memory_mib(HOST_MIB + mib)
-    .disk(&disk, true)
-    .boot()?;
+    let mut machine = whole::boot(image, lab, folder.path(), mib, work, "")?;
     let console = &mut machine.console;
     console.expect("daruma: g: ready: ")?;
     let told = (0..SNAPSHOTS).map(|_| snapshot(console)).collect();

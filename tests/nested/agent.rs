@@ -1,14 +1,12 @@
 //! What only the inside of a guest knows: agents tell the host, and guests stand up by themselves that are not well.
 
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tests::qemu::Builder;
 use tests::{Console, Image, image};
 
-use crate::shell::{ask_line, log_in, view};
+use crate::shell::{ask_line, host_from_now_on, log_in, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -66,27 +64,6 @@ const FALLS: [(&str, &[&str]); 3] = [
     ),
 ];
 
-fn disk(image: &Image, folder: &Path) -> Result<std::path::PathBuf> {
-    let tree = folder.join("tree");
-    std::fs::create_dir(&tree)?;
-    std::fs::write(tree.join("machine.toml"), MACHINE)?;
-    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
-    let rom = image.read("daruma.rom")?;
-    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
-    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
-    let disk = folder.join("machine.img");
-    image::ext4(&tree, "daruma", 1024, &disk)?;
-    Ok(disk)
-}
-
-/// Brings the host to the screen, whose old lines are shown again and passed over.
-fn host_from_now_on(console: &mut Console, mark: usize) -> Result<()> {
-    view(console, 0)?;
-    console.send(&format!("mark{mark}\r"))?;
-    console.expect(&format!("unknown command 'mark{mark}'"))?;
-    Ok(())
-}
-
 /// Waits until agents of both guests say that they are well.
 fn both_well(console: &mut Console) -> Result<()> {
     for guest in ["first", "other"] {
@@ -111,15 +88,14 @@ fn both_well(console: &mut Console) -> Result<()> {
 fn a_guest_that_is_not_well_inside_stands_up_by_itself() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
-    let disk = disk(&image, folder.path())?;
-    let cmdline = String::from_utf8(image.read("cmdline")?)?;
-    let mut machine = Builder::trio(
-        &image.path("bzImage"),
-        &image.path("initramfs"),
-        cmdline.trim(),
-    )
-    .disk(&disk, true)
-    .boot()?;
+    let (kernel, root) = (image.read("bzImage")?, image.pocket_root()?);
+    let files = [
+        ("machine.toml", MACHINE.as_bytes()),
+        ("kernel", &kernel),
+        ("root.erofs", &root),
+    ];
+    let disk = image::machine_disk(folder.path(), 1024, &files)?;
+    let mut machine = image.trio()?.disk(&disk, true).boot()?;
     let console = &mut machine.console;
     console.expect_all(&["daruma: first: ready: ", "daruma: other: ready: "])?;
     both_well(console)?;
@@ -129,12 +105,12 @@ fn a_guest_that_is_not_well_inside_stands_up_by_itself() -> Result<()> {
         console,
         "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce",
     )?;
-    for (round, (fall, said)) in FALLS.into_iter().enumerate() {
+    for (fall, said) in FALLS {
         // Some checkpoints, and time enough for one of them to be good.
         thread::sleep(Duration::from_secs(15));
         view(console, 1)?;
         console.send(&format!("{fall}\r"))?;
-        host_from_now_on(console, round)?;
+        host_from_now_on(console)?;
         console.expect_any(said)?;
         console.expect("daruma: first: restoring: snapshot ")?;
         console.expect("daruma: first: ready: ")?;
@@ -147,7 +123,7 @@ fn a_guest_that_is_not_well_inside_stands_up_by_itself() -> Result<()> {
     }
     // It says goodbye: its silence is no fall.
     console.send("poweroff\r")?;
-    host_from_now_on(console, FALLS.len())?;
+    host_from_now_on(console)?;
     let (which, _) = console.expect_any(&[
         "daruma: first: stopped: powered off",
         "daruma: first: unhealthy",

@@ -51,13 +51,11 @@ fn boot(folder: &Path) -> Result<Qemu> {
     let image = Image::built()?;
     let rom = folder.join("healing.rom");
     std::fs::write(&rom, image.parts()?.machine(&machine_file()).rom()?)?;
-    let tree = folder.join("tree");
-    std::fs::create_dir(&tree)?;
-    for (name, ..) in GUESTS {
-        std::fs::write(tree.join(format!("{name}.img")), vec![0; 1 << 20])?;
-    }
-    let disk = folder.join("machine.img");
-    image::ext4(&tree, "daruma", 1024, &disk)?;
+    let files = [
+        ("broken.img", &[0; 1 << 20][..]),
+        ("steady.img", &[0; 1 << 20]),
+    ];
+    let disk = image::machine_disk(folder, 1024, &files)?;
     Builder::rom(&rom).disk(&disk, true).boot()
 }
 

@@ -1,7 +1,6 @@
 //! The trio — kernel, initramfs, command line — under a loader that is not ours.
 
 use anyhow::{Result, ensure};
-use tests::qemu::Builder;
 use tests::{Image, image};
 
 const MACHINE: &str = r#"
@@ -63,25 +62,15 @@ source = "disk:./spare.img"
 fn the_trio_boots_without_our_rom_and_takes_its_machine_from_a_disk() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
-    let tree = folder.path().join("tree");
-    std::fs::create_dir(&tree)?;
-    std::fs::write(tree.join("machine.toml"), MACHINE)?;
-    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
-    std::fs::write(tree.join("spare.img"), vec![0; 1 << 20])?;
-    let rom = image.read("daruma.rom")?;
-    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
-    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
-    let disk = folder.path().join("machine.img");
-    image::ext4(&tree, "daruma", 64, &disk)?;
-
-    let cmdline = String::from_utf8(image.read("cmdline")?)?;
-    let mut machine = Builder::trio(
-        &image.path("bzImage"),
-        &image.path("initramfs"),
-        cmdline.trim(),
-    )
-    .disk(&disk, false)
-    .boot()?;
+    let (kernel, root) = (image.read("bzImage")?, image.pocket_root()?);
+    let files = [
+        ("machine.toml", MACHINE.as_bytes()),
+        ("kernel", &kernel),
+        ("root.erofs", &root),
+        ("spare.img", &[0; 1 << 20]),
+    ];
+    let disk = image::machine_disk(folder.path(), 64, &files)?;
+    let mut machine = image.trio()?.disk(&disk, false).boot()?;
     // One disk is written to by one guest, whatever path the other takes to it.
     machine.console.expect_all(&[
         "daruma: pocket: ready: ",

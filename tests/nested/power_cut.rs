@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::qemu::{Builder, Qemu};
+use tests::qemu::Qemu;
 use tests::{Console, Image, image};
 
 use crate::shell::{ask, ask_line, log_in, view};
@@ -79,14 +79,7 @@ fn counters(console: &mut Console) -> Result<(u64, u64)> {
 }
 
 fn boot(image: &Image, disk: &std::path::Path, lines: &[&str]) -> Result<Qemu> {
-    let cmdline = String::from_utf8(image.read("cmdline")?)?;
-    let mut machine = Builder::trio(
-        &image.path("bzImage"),
-        &image.path("initramfs"),
-        cmdline.trim(),
-    )
-    .disk(disk, true)
-    .boot()?;
+    let mut machine = image.trio()?.disk(disk, true).boot()?;
     machine.console.expect_all(lines)?;
     Ok(machine)
 }
@@ -97,18 +90,15 @@ fn boot(image: &Image, disk: &std::path::Path, lines: &[&str]) -> Result<Qemu> {
 fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoints() -> Result<()> {
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
-    let tree = folder.path().join("tree");
-    std::fs::create_dir(&tree)?;
-    std::fs::write(tree.join("machine.toml"), machine_file())?;
-    std::fs::write(tree.join("kernel"), image.read("bzImage")?)?;
-    let rom = image.read("daruma.rom")?;
-    let (offset, len) = image::place(&rom, "guest/pocket/root.erofs")?;
-    std::fs::write(tree.join("root.erofs"), &rom[offset..offset + len])?;
-    for (name, ..) in GUESTS {
-        std::fs::write(tree.join(format!("{name}.img")), vec![0; 1 << 20])?;
-    }
-    let disk = folder.path().join("machine.img");
-    image::ext4(&tree, "daruma", 1024, &disk)?;
+    let (machine, kernel, root) = (machine_file(), image.read("bzImage")?, image.pocket_root()?);
+    let files = [
+        ("machine.toml", machine.as_bytes()),
+        ("kernel", &kernel),
+        ("root.erofs", &root),
+        ("first.img", &[0; 1 << 20]),
+        ("second.img", &[0; 1 << 20]),
+    ];
+    let disk = image::machine_disk(folder.path(), 1024, &files)?;
 
     let ready = ["daruma: first: ready: ", "daruma: second: ready: "];
     let mut machine = boot(&image, &disk, &ready)?;

@@ -13,6 +13,16 @@ pub fn view(console: &mut Console, guest: u32) -> Result<()> {
     console.send(&format!("{CHORD}{guest}"))
 }
 
+/// Brings the host to the screen, whose old lines are shown again and passed over.
+pub fn host_from_now_on(console: &mut Console) -> Result<()> {
+    static MARKS: AtomicU32 = AtomicU32::new(0);
+    let mark = MARKS.fetch_add(1, Ordering::Relaxed);
+    view(console, 0)?;
+    console.send(&format!("mark{mark}\r"))?;
+    console.expect(&format!("unknown command 'mark{mark}'"))?;
+    Ok(())
+}
+
 /// Logs in to the guest on screen, and waits for its shell.
 pub fn log_in(console: &mut Console, password: Option<&str>) -> Result<()> {
     console.send("\r")?;

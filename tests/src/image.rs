@@ -11,6 +11,8 @@ use firmware_glue::fmap::Fmap;
 use firmware_glue::layout::{AREA_CBFS, BOOTBLOCK, CMDLINE, KERNEL, MACHINE};
 use firmware_glue::rom::RomBuilder;
 
+use crate::qemu::Builder;
+
 /// What `cargo xtask image` built.
 pub struct Image {
     folder: PathBuf,
@@ -62,6 +64,20 @@ impl Image {
             .remove(BOOTBLOCK)
             .context("The ROM has no ROM stage")?;
         Ok(Parts { bootblock, files })
+    }
+
+    /// The root file system of the guest `pocket`, as it lies in flash.
+    pub fn pocket_root(&self) -> Result<Vec<u8>> {
+        let rom = self.read("daruma.rom")?;
+        let (offset, len) = place(&rom, "guest/pocket/root.erofs")?;
+        Ok(rom[offset..offset + len].to_vec())
+    }
+
+    /// A machine that another firmware than our ROM stage loads the host into.
+    pub fn trio(&self) -> Result<Builder> {
+        let cmdline = String::from_utf8(self.read("cmdline")?)?;
+        let (kernel, initramfs) = (self.path("bzImage"), self.path("initramfs"));
+        Ok(Builder::trio(&kernel, &initramfs, cmdline.trim()))
     }
 
     /// A copy of the default machine's disk that a test may write to.
@@ -125,6 +141,19 @@ pub fn place(rom: &[u8], name: &str) -> Result<(usize, usize)> {
     let area = map.area(AREA_CBFS)?.range();
     let range = Cbfs::new(map.region(AREA_CBFS)?).find(name)?.data_range();
     Ok((area.start + range.start, range.len()))
+}
+
+/// Makes a machine's disk of `mib` MiB with `files` in `folder`.
+pub fn machine_disk(folder: &Path, mib: u64, files: &[(&str, &[u8])]) -> Result<PathBuf> {
+    let tree = folder.join("tree");
+    fs::create_dir(&tree).with_context(|| format!("Cannot create {}", tree.display()))?;
+    for (name, content) in files {
+        let path = tree.join(name);
+        fs::write(&path, content).with_context(|| format!("Cannot write {}", path.display()))?;
+    }
+    let disk = folder.join("machine.img");
+    ext4(&tree, "daruma", mib, &disk)?;
+    Ok(disk)
 }
 
 /// Makes an ext4 image of `mib` MiB with the label `label` and the contents of `folder`.
