@@ -18,6 +18,8 @@ use crate::snapshots::{Begin, CHECKPOINT, Lost, READY, SUSPENDED, What};
 const RESTORED_WITHIN: Duration = Duration::from_secs(60);
 /// A guest that has stood for so long may have all its falls forgiven, however old the snapshot was.
 const MAX_DOUBT: Duration = Duration::from_secs(3600);
+/// One that fell after so many times `good-after` may fall of something else next time.
+const STOOD_LONG: u32 = 10;
 /// A VMM is asked by a host that may be busy with a large snapshot of it.
 const MIN_PATIENCE: Duration = Duration::from_secs(30);
 /// Lines of the journal.
@@ -50,6 +52,8 @@ pub(super) struct Healing {
     healthy_at: Option<Duration>,
     /// When it got ready last.
     ready_at: Option<Duration>,
+    /// For how long it stood before it fell, at most, in the present row of falls.
+    stood: Duration,
     /// Why it fell last.
     reason: String,
     /// When it has fallen if it is not ready.
@@ -89,11 +93,31 @@ impl Healing {
     /// It fell once more: whether that may be the fall before, come again. That takes no longer than from the snapshot to
     /// there, and has the same reason; but one that never got healthy is not asked for its reasons.
     fn falls_again(&mut self, reason: &str, now: Duration, rules: &Health) -> bool {
-        let healthy = (self.ready_at.take()).is_some_and(|at| at + rules.good_after <= now);
+        let stood = self.ready_at.take().map(|at| now.saturating_sub(at));
+        let healthy = stood.is_some_and(|stood| stood >= rules.good_after);
         let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
         let same = words(&self.reason) == words(reason);
         reason.clone_into(&mut self.reason);
-        same || !healthy
+        let again = same || !healthy;
+        let before = if again { self.stood } else { Duration::ZERO };
+        // One that ran for days and falls is not doubted for days.
+        let stood = stood.unwrap_or_default().min(rules.good_after * STOOD_LONG);
+        self.stood = stood.max(before);
+        again
+    }
+
+    /// For how long it has to stand until what was before is forgiven: what is in the snapshot may bring it down again when
+    /// it gets there, and so may what it does after each start.
+    fn doubt(&self, rules: &Health) -> Duration {
+        let again = self.lost.as_ref().and_then(|lost| lost.ms);
+        let again = Duration::from_millis(again.unwrap_or(0)).min(MAX_DOUBT);
+        rules.good_after + again.max(self.stood)
+    }
+
+    /// It has been healthy for long enough, or somebody has it started by hand.
+    pub(super) fn forgive(&mut self) {
+        self.ladder.forgive();
+        self.stood = Duration::ZERO;
     }
 
     /// Its VMM answers.
@@ -299,10 +323,7 @@ impl Supervisor {
         healing.was_ready = true;
         healing.ready_by = None;
         healing.ready_at = Some(now);
-        // What is in the snapshot may bring it down again when it gets there.
-        let again = healing.lost.as_ref().and_then(|lost| lost.ms);
-        let again = Duration::from_millis(again.unwrap_or(0));
-        healing.healthy_at = Some(now + rules.good_after + again.min(MAX_DOUBT));
+        healing.healthy_at = Some(now + healing.doubt(&rules));
         if rules.heartbeat_console.is_some() {
             healing.heard = Some(now);
         }
@@ -375,7 +396,7 @@ impl Supervisor {
         }
         if (healing.healthy_at).is_some_and(|at| healing.was_healthy(at, now)) {
             healing.healthy_at = None;
-            healing.ladder.forgive();
+            healing.forgive();
         }
         let mut good = Vec::new();
         while let Some(it) = healing.pending.front().copied() {
@@ -498,6 +519,33 @@ mod tests {
         assert!(!again(Some(61), "panic", 75), "another");
         assert!(again(Some(76), "silent for 12 s", 80), "too soon");
         assert!(again(None, "panic", 200), "it never got ready");
+    }
+
+    #[test]
+    fn one_that_falls_late_after_each_start_is_forgiven_later_than_that() {
+        let seconds = Duration::from_secs;
+        let rules = Health::default();
+        let mut healing = Healing::default();
+        let doubt = |healing: &mut Healing, ready: u64, fell| {
+            healing.ready_at = Some(seconds(ready));
+            healing.falls_again("panic", seconds(fell), &rules);
+            healing.doubt(&rules)
+        };
+        assert_eq!(doubt(&mut healing, 100, 112), seconds(10 + 12));
+        assert_eq!(
+            doubt(&mut healing, 113, 114),
+            seconds(10 + 12),
+            "the longest"
+        );
+        healing.lost = Some(Lost {
+            ms: Some(15_000),
+            bytes: 0,
+            evidence: None,
+        });
+        assert_eq!(healing.doubt(&rules), seconds(10 + 15));
+        healing.lost = None;
+        healing.forgive();
+        assert_eq!(doubt(&mut healing, 0, 86_400), seconds(10 + 100));
     }
 
     #[test]

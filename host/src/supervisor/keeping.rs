@@ -643,8 +643,8 @@ impl Supervisor {
         self.restored(index, Err("another restore was asked for".to_owned()));
         let guest = &mut self.guests[index];
         guest.restore_asker = Some(asker);
-        guest.life.forgive();
-        guest.healing.ladder.forgive();
+        self.forgive(index);
+        let guest = &mut self.guests[index];
         match &mut guest.phase {
             Phase::Up(vm) => {
                 guest.start_when_down = true;

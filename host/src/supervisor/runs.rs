@@ -339,7 +339,7 @@ impl Supervisor {
     pub(super) fn forgive(&mut self, index: usize) {
         let guest = &mut self.guests[index];
         guest.life.forgive();
-        guest.healing.ladder.forgive();
+        guest.healing.forgive();
     }
 
     pub(super) fn timers(&mut self) {
