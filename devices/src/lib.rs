@@ -24,6 +24,7 @@
 //! handler never waits for a disk.
 
 pub mod bus;
+pub mod calendar;
 pub mod file_lock;
 pub mod interrupt;
 pub mod legacy;

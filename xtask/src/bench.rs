@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::image;
-use crate::image::product;
+use crate::cargo::{self, cargo};
+use crate::image::{self, product};
 use crate::paths::Paths;
 use crate::ui::{self, Step};
 
@@ -26,8 +26,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let step = Step::begin("bench");
     step.set("building the benchmarks");
     let lab = product::static_program(paths, "benches", "lab", &step)?;
-    let mut build = product::cargo(&["build", "--package", "benches", "--bin", "bench"]);
-    product::run(&mut build, paths, &step)?;
+    let mut build = cargo(&["build", "--package", "benches", "--bin", "bench"]);
+    cargo::run(&mut build, paths, &step)?;
     drop(step);
 
     let mut bench = std::process::Command::new(paths.target.join("debug/bench"));

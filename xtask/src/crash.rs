@@ -1,14 +1,14 @@
 //! `cargo xtask crash`: what is left of the store when the power goes, or its process, and of guests that go back to
 //! snapshots again and again.
 
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use crate::image::product;
+use crate::cargo::{self, cargo};
 use crate::paths::Paths;
-use crate::{setup, ui};
+use crate::setup;
 
 /// States of a long run.
 const LONG: u64 = 1_000_000;
@@ -25,19 +25,14 @@ pub struct Options {
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     setup::run(paths)?;
-    let mut command = product::cargo(&["test", "--package", "store", "--package", "host"]);
+    let mut command = cargo(&["test", "--package", "store", "--package", "host"]);
     command.args(["--test", "crash", "--test", "kill", "--test", "cycles"]);
     command.arg("--no-fail-fast");
     if options.long {
         command.env("DARUMA_CRASH_STATES", LONG.to_string());
         command.env("DARUMA_CYCLES", CYCLES.to_string());
     }
-    let _pause = ui::pause();
-    let status = command
-        .current_dir(&paths.root)
-        .stdin(Stdio::null())
-        .status()
-        .context("Could not start cargo")?;
+    let status = cargo::on_terminal(&mut command, paths)?;
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {

@@ -1,13 +1,13 @@
 //! `cargo xtask falls`: guests are knocked over in a real machine, and have to stand again.
 
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use crate::image::{self, product};
+use crate::cargo::{self, cargo};
 use crate::paths::Paths;
-use crate::{setup, ui};
+use crate::{image, setup};
 
 /// Falls of a long run.
 const LONG: u64 = 1_000;
@@ -22,7 +22,7 @@ pub struct Options {
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     setup::run(paths)?;
     let image = image::build(paths, &image::Options::for_tests())?;
-    let mut command = product::cargo(&["test", "--package", "tests", "--test", "nested"]);
+    let mut command = cargo(&["test", "--package", "tests", "--test", "nested"]);
     command.args(["falls", "--", "--ignored", "--nocapture"]);
     command
         .env("DARUMA_IMAGE", image)
@@ -30,12 +30,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     if options.long {
         command.env("DARUMA_FALLS", LONG.to_string());
     }
-    let _pause = ui::pause();
-    let status = command
-        .current_dir(&paths.root)
-        .stdin(Stdio::null())
-        .status()
-        .context("Could not start cargo")?;
+    let status = cargo::on_terminal(&mut command, paths)?;
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {

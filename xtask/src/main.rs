@@ -8,6 +8,7 @@
 mod apt;
 mod bench;
 mod cache;
+mod cargo;
 mod crash;
 mod doctor;
 mod falls;

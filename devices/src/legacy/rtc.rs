@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::bus::MutBusDevice;
+use crate::calendar::Utc;
 use crate::metrics::RtcMetrics;
 
 /// First I/O port of the range.
@@ -125,7 +126,7 @@ impl Rtc {
     }
 
     fn register(&self) -> u8 {
-        let time = Calendar::from_unix((self.clock)().as_secs());
+        let time = Utc::since_1970((self.clock)());
         match self.index {
             SECONDS => self.number(time.second),
             MINUTES => self.number(time.minute),
@@ -133,8 +134,8 @@ impl Rtc {
             DAY_OF_WEEK => self.number(time.day_of_week),
             DAY_OF_MONTH => self.number(time.day),
             MONTH => self.number(time.month),
-            YEAR => self.number(time.year_of_century),
-            CENTURY => self.number(time.century),
+            YEAR => self.number(two_digits(time.year)),
+            CENTURY => self.number(two_digits(time.year / 100)),
             REGISTER_A => {
                 let into_second = (self.clock)().subsec_nanos();
                 let updating =
@@ -214,57 +215,9 @@ impl MutBusDevice for Rtc {
     }
 }
 
-/// A point in time in the proleptic Gregorian calendar, UTC, as the chip counts it.
-#[derive(Debug, PartialEq, Eq)]
-struct Calendar {
-    second: u8,
-    minute: u8,
-    hour: u8,
-    /// 1 is Sunday.
-    day_of_week: u8,
-    day: u8,
-    month: u8,
-    year_of_century: u8,
-    century: u8,
-}
-
-impl Calendar {
-    fn from_unix(seconds: u64) -> Self {
-        /// Days of 400 years, after which the calendar repeats.
-        const ERA_DAYS: u64 = 146_097;
-        /// From 0000-03-01 to 1970-01-01. Years that start in March end with the leap day.
-        const EPOCH_DAYS: u64 = 719_468;
-
-        let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
-        let shifted = days + EPOCH_DAYS;
-        let (era, day_of_era) = (shifted / ERA_DAYS, shifted % ERA_DAYS);
-        let leap_days = day_of_era / 1_460 + day_of_era / 146_096;
-        let year_of_era = (day_of_era + day_of_era / 36_524 - leap_days) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // Months from March are 31, 30, 31, 30, 31 days long, twice and a bit: 153 days in five.
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-        let month = if month_from_march < 10 {
-            month_from_march + 3
-        } else {
-            month_from_march - 9
-        };
-        let year = era * 400 + year_of_era + u64::from(month <= 2);
-
-        // Each value is below 100 by its construction; the century wraps as the chip's two digits do.
-        let byte = |value: u64| value.to_le_bytes()[0];
-        Self {
-            second: byte(second_of_day % 60),
-            minute: byte(second_of_day / 60 % 60),
-            hour: byte(second_of_day / 3_600),
-            // The epoch was a Thursday.
-            day_of_week: byte((days + 4) % 7 + 1),
-            day: byte(day),
-            month: byte(month),
-            year_of_century: byte(year % 100),
-            century: byte(year / 100 % 100),
-        }
-    }
+/// The chip counts years and centuries with two digits each.
+fn two_digits(number: u64) -> u8 {
+    (number % 100).to_le_bytes()[0]
 }
 
 #[cfg(test)]
@@ -387,35 +340,6 @@ mod tests {
         let mut index = [0];
         rtc.read(INDEX, &mut index);
         assert_eq!(index, [0xff]);
-    }
-
-    #[test]
-    fn calendar_counts_every_day_of_400_years() {
-        let leap = |year: u64| {
-            year.is_multiple_of(400) || year.is_multiple_of(4) && !year.is_multiple_of(100)
-        };
-        let (mut year, mut month, mut day) = (1970, 1, 1);
-        for days in 0..146_097 {
-            let time = Calendar::from_unix(days * 86_400);
-            let shown = u64::from(time.century) * 100 + u64::from(time.year_of_century);
-            assert_eq!(
-                (shown, time.month, time.day),
-                (year, month, day),
-                "day {days}"
-            );
-            let last = match month {
-                2 => 28 + u8::from(leap(year)),
-                4 | 6 | 9 | 11 => 30,
-                _ => 31,
-            };
-            day += 1;
-            if day > last {
-                (day, month) = (1, month + 1);
-            }
-            if month > 12 {
-                (month, year) = (1, year + 1);
-            }
-        }
     }
 
     proptest! {

@@ -1,7 +1,9 @@
 //! Answers about snapshots as people read them.
 
 use std::fmt::Write;
+use std::time::Duration;
 
+use devices::calendar::Utc;
 use serde_json::Value;
 
 use super::{NOTE, READY};
@@ -180,31 +182,11 @@ fn difference(value: &Value, old: u64, new: u64, bytes: u64) -> String {
 
 /// A time as `2026-11-22 21:34:54`.
 fn utc(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
-}
-
-/// Year, month and day of a number of days since 1970, in the Gregorian calendar: years begin in March, so that a leap
-/// day is the last of its year.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Days since 1 March of year 0, in eras of 400 years.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
+    let it = Utc::since_1970(Duration::from_millis(ms));
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
+        it.year, it.month, it.day, it.hour, it.minute, it.second
+    )
 }
 
 #[cfg(test)]

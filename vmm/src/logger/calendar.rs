@@ -3,38 +3,19 @@
 use std::fmt;
 use std::time::Duration;
 
+use devices::calendar;
+
 /// Time since 1970.
 pub(super) struct Utc(pub Duration);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Days of 400 years, after which the calendar repeats.
-        const ERA_DAYS: u64 = 146_097;
-        /// From 0000-03-01 to 1970-01-01. Years that start in March end with the leap day.
-        const EPOCH_DAYS: u64 = 719_468;
-
-        let (days, second) = (self.0.as_secs() / 86_400, self.0.as_secs() % 86_400);
-        let (era, day) = (
-            (days + EPOCH_DAYS) / ERA_DAYS,
-            (days + EPOCH_DAYS) % ERA_DAYS,
-        );
-        let leap_days = day / 1_460 + day / 146_096;
-        let year_of_era = (day + day / 36_524 - leap_days) / 365;
-        let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // Months from March are 31, 30, 31, 30, 31 days long, twice and a bit: 153 days in five.
-        let from_march = (5 * day_of_year + 2) / 153;
-        let day_of_month = day_of_year - (153 * from_march + 2) / 5 + 1;
-        let month = if from_march < 10 {
-            from_march + 3
-        } else {
-            from_march - 9
-        };
-        let year = era * 400 + year_of_era + u64::from(month <= 2);
-        let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+        let it = calendar::Utc::since_1970(self.0);
         let micros = self.0.subsec_micros();
         write!(
             f,
-            "{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z"
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{micros:06}Z",
+            it.year, it.month, it.day, it.hour, it.minute, it.second
         )
     }
 }

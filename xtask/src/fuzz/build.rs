@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::image::product;
+use crate::cargo::cargo;
 use crate::paths::Paths;
 use crate::tool;
 use crate::ui::Step;
@@ -27,7 +27,7 @@ const FLAGS: [&str; 8] = [
 pub fn build(paths: &Paths) -> Result<PathBuf> {
     let step = Step::begin("fuzz targets");
     let folder = paths.target.join("fuzz");
-    let mut build = product::cargo(&[
+    let mut build = cargo(&[
         "build",
         "--release",
         "--locked",

@@ -1,17 +1,15 @@
 //! The programs that go into the image, built by cargo.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use firmware_glue::stage;
 use guest_images::agent;
 
 use super::slim::without_unwinding;
+use crate::cargo::{self, cargo};
 use crate::paths::Paths;
-use crate::tool;
 use crate::ui::{self, Step};
 
 /// Named, so that build scripts and macros are not built static.
@@ -56,19 +54,19 @@ impl Product {
             "web",
         ]);
         programs.envs([STATIC, LEAN_ZSTD]);
-        run(&mut programs, paths, &step)?;
+        cargo::run(&mut programs, paths, &step)?;
         let folder = paths.target.join(TARGET).join(PROFILE);
         let daruma = without_unwinding(read(&folder.join("daruma"))?)?;
         let web = without_unwinding(read(&folder.join("web"))?)?;
 
         let mut starter = cargo(&["build", "--profile", PROFILE, "--package", "starter"]);
         starter.args(["--features", "program", "--bin", "starter"]);
-        run(&mut starter, paths, &step)?;
+        cargo::run(&mut starter, paths, &step)?;
         let starter = read(&paths.target.join(PROFILE).join("starter"))?;
 
         let mut bootblock = cargo(&["build", "--profile", PROFILE, "--package", "bootblock"]);
         bootblock.args(["--features", "stage", "--bin", "bootblock"]);
-        run(&mut bootblock, paths, &step)?;
+        cargo::run(&mut bootblock, paths, &step)?;
         let elf = read(&paths.target.join(PROFILE).join("bootblock"))?;
         let bootblock = stage::flatten(&elf)?;
         step.done(&format!(
@@ -91,7 +89,7 @@ pub fn static_program(paths: &Paths, package: &str, name: &str, step: &Step) -> 
     let mut build = cargo(&["build", "--profile", PROFILE, "--target", TARGET]);
     build.args(["--package", package, "--bin", name]);
     // The same variables every time, or cargo would build all again.
-    run(build.envs([STATIC, LEAN_ZSTD]), paths, step)?;
+    cargo::run(build.envs([STATIC, LEAN_ZSTD]), paths, step)?;
     Ok(paths.target.join(TARGET).join(PROFILE).join(name))
 }
 
@@ -114,28 +112,8 @@ pub fn hostile_guest(paths: &Paths, step: &Step) -> Result<PathBuf> {
     let mut build = cargo(&["rustc", "--profile", PROFILE, "--package", "hostile"]);
     build.args(["--features", "program", "--bin", "hostile"]);
     build.args(["--", "-C", "target-feature=-sse,-sse2"]);
-    run(&mut build, paths, step)?;
+    cargo::run(&mut build, paths, step)?;
     Ok(paths.target.join(PROFILE).join("hostile"))
-}
-
-/// The cargo that runs this program.
-pub fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments);
-    command
-}
-
-/// Runs cargo in the workspace, its progress as the step's detail.
-pub fn run(command: &mut Command, paths: &Paths, step: &Step) -> Result<()> {
-    command
-        .current_dir(&paths.root)
-        .env("CARGO_TERM_COLOR", "never");
-    tool::run(command, &paths.log("programs"), |line| {
-        let words = line.trim_start();
-        if words.starts_with("Compiling ") || words.starts_with("Downloading ") {
-            step.set(words);
-        }
-    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -13,7 +13,8 @@ use clap::Args;
 
 use self::libtest::Tally;
 use self::nested::Boots;
-use crate::image::{self, product};
+use crate::cargo::{self, cargo};
+use crate::image;
 use crate::paths::Paths;
 use crate::{fuzz, setup, ui};
 
@@ -112,12 +113,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
 fn check(name: &'static str, paths: &Paths, arguments: &[&str]) -> Result<Part> {
     let start = Instant::now();
     say(name);
-    let _pause = ui::pause();
-    let status = product::cargo(arguments)
-        .current_dir(&paths.root)
-        .stdin(Stdio::null())
-        .status()
-        .context("Could not start cargo")?;
+    let status = cargo::on_terminal(&mut cargo(arguments), paths)?;
     let mut tally = Tally::default();
     let mut note = "clean".to_owned();
     if !status.success() {
@@ -136,7 +132,7 @@ fn check(name: &'static str, paths: &Paths, arguments: &[&str]) -> Result<Part> 
 fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Options) -> Result<Part> {
     let start = Instant::now();
     say(name);
-    let mut command = product::cargo(arguments);
+    let mut command = cargo(arguments);
     command.env("DARUMA_TRACES", paths.traces());
     command.args(&options.filter);
     let tally = cargo_test(&mut command, paths)?;
@@ -185,7 +181,7 @@ fn nested_tests(paths: &Paths, options: &Options) -> Result<Part> {
         fs::remove_dir_all(&records)
             .with_context(|| format!("Could not empty {}", records.display()))?;
     }
-    let mut command = product::cargo(&[
+    let mut command = cargo(&[
         "test",
         "--no-fail-fast",
         "--package",
