@@ -8,6 +8,7 @@
 //! No test asserts wall time. The limits in [`console`] only turn a hang into a failure.
 
 pub mod console;
+pub mod emulation;
 pub mod http;
 pub mod image;
 pub mod linux;

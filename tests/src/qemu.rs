@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::Console;
 use crate::console::HUNG;
+use crate::emulation;
 use crate::record::Record;
 
 /// Which clock the machine has.
@@ -147,13 +148,11 @@ impl Builder {
                 "tcg"
             }
         };
-        // Emulated nested paging goes wrong: now and then, and within a minute where several guests run, QEMU (7.2) walks
-        // a guest's intact page tables and finds reserved bits set, or the host's kernel runs with a guest's GS. None of
-        // it without, where KVM shadows page tables. In virtual time there is one guest, and shadowing would count.
         let cpu = match accelerator {
             "kvm" => "host",
+            // There is one guest, and shadowed page tables would count.
             "tcg-icount" => "EPYC,+svm,+npt",
-            _ => "EPYC,+svm,-npt",
+            _ => emulation::cpu()?,
         };
         command
             .args(["-M", "q35", "-cpu", cpu, "-m", &self.memory_mib.to_string()])

@@ -61,8 +61,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "benches",
         &["firmware-glue", "guest-images", "tests", "vmm", "devices"],
     ),
-    // It lays the list of an image beside it.
-    ("xtask", &["firmware-glue", "guest-images", "store"]),
+    // It lays the list of an image beside it, and runs QEMU as the tests do.
+    (
+        "xtask",
+        &["firmware-glue", "guest-images", "store", "tests"],
+    ),
 ];
 
 fn read_toml(path: &Path) -> toml::Table {

@@ -5,6 +5,7 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use tests::emulation;
 
 use crate::image;
 use crate::paths::Paths;
@@ -25,17 +26,20 @@ pub struct Options {
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let image = image::build(paths, &image::Options::keep())?;
     let world = World::detect();
-    let acceleration = world.acceleration();
+    let emulated = match world.acceleration() {
+        Acceleration::Kvm => None,
+        Acceleration::Tcg => Some(emulation::cpu()?),
+    };
     let port = qemu::free_port().context("Could not find a free port on this computer")?;
-    let mut command = qemu::command(&image, acceleration, port);
+    let mut command = qemu::command(&image, emulated, port);
     if !options.screen {
         command.args(["-display", "none"]);
     }
     // Ctrl-C goes to the machine; Ctrl-A is QEMU's key, as with -nographic.
     command.args(["-serial", "mon:stdio"]).args(&options.qemu);
-    match acceleration {
-        Acceleration::Kvm => ui::say("run        with hardware virtualization"),
-        Acceleration::Tcg => ui::say(
+    match emulated {
+        None => ui::say("run        with hardware virtualization"),
+        Some(_) => ui::say(
             "run        everything is emulated (`cargo xtask doctor` says why): about half a minute to the first guest",
         ),
     }
