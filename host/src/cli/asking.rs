@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::{attach, top};
 use crate::errors::chain;
 use crate::remote::{self, Act, AskError, Command};
 use crate::snapshots::StoreCommand;
@@ -94,6 +95,17 @@ pub enum Guest {
         /// The guest, by its name or number
         guest: String,
     },
+    /// Make this terminal the guest's console; Ctrl-] 0 leaves it
+    Console {
+        /// The guest, by its name or number
+        guest: String,
+    },
+    /// Watch the guests, as `daruma top` does
+    Top {
+        /// Say it once, as text
+        #[arg(long)]
+        once: bool,
+    },
     /// Stop a guest, then start it
     Restart {
         /// The guest, by its name or number
@@ -140,14 +152,21 @@ pub enum Store {
 pub struct Manner {
     /// Answer as JSON
     #[arg(long, global = true)]
-    json: bool,
+    pub json: bool,
     /// The supervisor's socket [default: that of the one machine that runs here]
     #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
 }
 
+impl Manner {
+    /// Whom to ask.
+    pub fn socket(&self) -> Result<PathBuf, AskError> {
+        self.socket.clone().map_or_else(remote::find, Ok)
+    }
+}
+
 /// Carries out `daruma snapshot`.
-pub fn snapshot(what: Snapshot, manner: Manner) -> ExitCode {
+pub fn snapshot(what: Snapshot, manner: &Manner) -> ExitCode {
     run(manner, |socket| {
         Ok(Some(match what {
             Snapshot::Take { guest, note } => Command::Snapshot { guest, note },
@@ -183,10 +202,17 @@ pub fn snapshot(what: Snapshot, manner: Manner) -> ExitCode {
 }
 
 /// Carries out `daruma guest`.
-pub fn guest(what: Guest, manner: Manner) -> ExitCode {
+pub fn guest(what: Guest, manner: &Manner) -> ExitCode {
+    let what = match what {
+        Guest::Console { guest } => return attach::console(&guest, manner),
+        Guest::Top { once } => return top::top(once, manner),
+        what => what,
+    };
     run(manner, |_| {
         let act = |guest, act| Command::Act { guest, act };
         Ok(Some(match what {
+            // Not asked, but talked to.
+            Guest::Console { .. } | Guest::Top { .. } => return Ok(None),
             Guest::List => Command::Guests { guest: None },
             Guest::Show { guest } => Command::Guests { guest: Some(guest) },
             Guest::Start { guest } => act(guest, Act::Start),
@@ -214,12 +240,12 @@ pub fn guest(what: Guest, manner: Manner) -> ExitCode {
 }
 
 /// Carries out `daruma log`.
-pub fn log(guest: Option<String>, manner: Manner) -> ExitCode {
+pub fn log(guest: Option<String>, manner: &Manner) -> ExitCode {
     run(manner, |_| Ok(Some(Command::Log { guest })))
 }
 
 /// Carries out `daruma store`.
-pub fn store(what: Store, manner: Manner) -> ExitCode {
+pub fn store(what: Store, manner: &Manner) -> ExitCode {
     run(manner, |_| {
         Ok(Some(stored(match what {
             Store::Status => StoreCommand::Status,
@@ -234,11 +260,10 @@ fn stored(what: StoreCommand) -> Command {
 }
 
 fn run(
-    manner: Manner,
+    manner: &Manner,
     command: impl FnOnce(&Path) -> Result<Option<Command>, AskError>,
 ) -> ExitCode {
-    let found = manner.socket.map_or_else(remote::find, Ok);
-    let done = found.and_then(|socket| {
+    let done = manner.socket().and_then(|socket| {
         let command = command(&socket)?;
         command.map(|command| ask(&socket, &command)).transpose()
     });

@@ -6,6 +6,9 @@
 )]
 
 mod asking;
+mod attach;
+mod terminal;
+mod top;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -75,6 +78,14 @@ enum Command {
         #[command(flatten)]
         manner: asking::Manner,
     },
+    /// Watch the guests: what they use, how they are, what they have been through; q leaves
+    Top {
+        /// Say it once, as text
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        manner: asking::Manner,
+    },
     /// What snapshots are kept in
     Store {
         #[command(subcommand)]
@@ -115,10 +126,11 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             json,
             socket,
         } => return metrics(guest, json, socket),
-        Command::Snapshot { what, manner } => return asking::snapshot(what, manner),
-        Command::Guest { what, manner } => return asking::guest(what, manner),
-        Command::Log { guest, manner } => return asking::log(guest, manner),
-        Command::Store { what, manner } => return asking::store(what, manner),
+        Command::Snapshot { what, manner } => return asking::snapshot(what, &manner),
+        Command::Guest { what, manner } => return asking::guest(what, &manner),
+        Command::Log { guest, manner } => return asking::log(guest, &manner),
+        Command::Store { what, manner } => return asking::store(what, &manner),
+        Command::Top { once, manner } => return top::top(once, &manner),
         Command::Up {
             file,
             onready,

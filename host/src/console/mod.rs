@@ -15,10 +15,14 @@ use ring::Ring;
 /// Channel of the host's own lines.
 pub const HOST: usize = 0;
 /// Ctrl-], as in telnet and virsh.
-const PREFIX: u8 = 0x1d;
-const BELL: &[u8] = b"\x07";
+pub const PREFIX: u8 = 0x1d;
+/// Says that a key was lost.
+pub const BELL: &[u8] = b"\x07";
 /// Of output already seen, this much is shown again on return: enough for a prompt and some lines above it.
 const TAIL: usize = 1024;
+
+/// Of output, this much is shown to one who watches from elsewhere.
+const BACKLOG: usize = 16 * 1024;
 
 const HELP: &str = "\
 Keys: Ctrl-] and then
@@ -110,6 +114,13 @@ impl Console {
     /// One head.
     pub fn head_mut(&mut self, head: usize) -> Option<&mut Head> {
         self.heads.get_mut(head)
+    }
+
+    /// The last lines of a channel, for one who begins to watch it.
+    #[must_use]
+    pub fn backlog(&self, channel: usize) -> Vec<u8> {
+        let source = self.channels.get(channel);
+        source.map_or_else(Vec::new, |source| source.ring.last(BACKLOG))
     }
 
     /// One line of the host, to be seen in its view.

@@ -37,6 +37,17 @@ impl Ring {
         self.kept.iter().skip(skip).copied().collect()
     }
 
+    /// The last lines, at most `tail` bytes of them.
+    #[must_use]
+    pub fn last(&self, tail: usize) -> Vec<u8> {
+        let is_all = self.end <= tail as u64;
+        self.since(if is_all {
+            0
+        } else {
+            self.resume(self.end, tail)
+        })
+    }
+
     /// Where a reader that has seen everything up to `seen` starts to show: at what it missed, and at the least at
     /// the start of a line within the last `tail` bytes, so that a prompt waiting there is seen again.
     #[must_use]
@@ -91,6 +102,16 @@ mod tests {
         ring.push(b"boot\nwelcome\nlogin: ");
         let from = ring.resume(ring.end(), 18);
         assert_eq!(ring.since(from), b"welcome\nlogin: ");
+    }
+
+    #[test]
+    fn the_last_lines_are_whole() {
+        let mut ring = Ring::default();
+        ring.push(b"one\ntwo\nthree");
+        assert_eq!(ring.last(100), b"one\ntwo\nthree");
+        assert_eq!(ring.last(13), b"one\ntwo\nthree");
+        assert_eq!(ring.last(9), b"three");
+        assert_eq!(ring.last(3), b"ree");
     }
 
     proptest! {

@@ -89,6 +89,41 @@ fn sockets_in(place: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The console of a guest.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its name.
+    pub guest: String,
+    /// What it prints comes from there, keys go there.
+    pub stream: UnixStream,
+    /// What came already.
+    pub first: Vec<u8>,
+}
+
+/// Asks the supervisor at `socket` for the console of a guest.
+///
+/// # Errors
+/// It cannot be reached, or refuses.
+pub fn attach(socket: &Path, guest: &str) -> Result<Attached, AskError> {
+    let guest = guest.to_owned();
+    let (answer, reader) = converse(socket, &Command::Console { guest }, |_, _, _| ())?;
+    let guest = answer.get("guest").and_then(serde_json::Value::as_str);
+    let guest = guest.unwrap_or_default().to_owned();
+    let first = reader.buffer().to_vec();
+    let stream = reader.into_inner();
+    // A guest may be silent for as long as it likes.
+    let timeouts = stream.set_read_timeout(None);
+    timeouts.map_err(|source| AskError::Io {
+        path: socket.to_owned(),
+        source,
+    })?;
+    Ok(Attached {
+        guest,
+        stream,
+        first,
+    })
+}
+
 /// Has the supervisor at `socket` carry out `command`. `progress` gets what is being done, how much of it is, and of how
 /// much.
 ///
@@ -97,8 +132,17 @@ fn sockets_in(place: &Path) -> Vec<PathBuf> {
 pub fn ask(
     socket: &Path,
     command: &Command,
-    mut progress: impl FnMut(&str, u64, u64),
+    progress: impl FnMut(&str, u64, u64),
 ) -> Result<serde_json::Value, AskError> {
+    Ok(converse(socket, command, progress)?.0)
+}
+
+/// The answer, and what comes after it.
+fn converse(
+    socket: &Path,
+    command: &Command,
+    mut progress: impl FnMut(&str, u64, u64),
+) -> Result<(serde_json::Value, BufReader<UnixStream>), AskError> {
     let io = |source| AskError::Io {
         path: socket.to_owned(),
         source,
@@ -109,7 +153,7 @@ pub fn ask(
     };
     let mut stream = UnixStream::connect(socket).map_err(io)?;
     let patience = match command {
-        Command::Metrics { .. } => PATIENCE,
+        Command::Metrics { .. } | Command::Sample => PATIENCE,
         _ => LONG_PATIENCE,
     };
     stream.set_read_timeout(Some(patience)).map_err(io)?;
@@ -123,7 +167,7 @@ pub fn ask(
         let mut line = (&mut reader).take(MAX_ANSWER);
         line.read_line(&mut answer).map_err(io)?;
         match serde_json::from_str(&answer).map_err(json)? {
-            Answer::Ok(value) => return Ok(value),
+            Answer::Ok(value) => return Ok((value, reader)),
             Answer::Error(reason) => return Err(AskError::Refused(reason)),
             Answer::Progress { what, done, total } => progress(&what, done, total),
         }

@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use crate::snapshots::StoreCommand;
 
-pub use client::{AskError, ask, find};
-pub(crate) use server::{CallerId, Server};
+pub use client::{AskError, Attached, ask, attach, find};
+pub(crate) use server::{CallerId, Said, Server};
 
 /// Name of the socket in the run folder.
 pub const SOCKET: &str = "control.sock";
@@ -65,6 +65,14 @@ pub enum Command {
         /// This one, by its name or number, in full.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guest: Option<String>,
+    },
+    /// What the guests are at just now: [`Command::Guests`], and what they use. Two of these are a rate.
+    Sample,
+    /// Be the console of a guest. After the answer the connection is not JSON any more: what the guest prints comes, and keys
+    /// go.
+    Console {
+        /// This guest, by its name or number.
+        guest: String,
     },
     /// Have a guest start, stop and so on. Answered at once: what comes of it, [`Command::Guests`] says.
     Act {

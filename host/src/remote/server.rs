@@ -11,6 +11,10 @@ use super::{Answer, Command};
 
 /// Most callers at a time. More wait to be taken.
 const MAX_CALLERS: usize = 16;
+/// Most of them that watch a console. They do not count among the others.
+const MAX_ATTACHED: usize = 32;
+/// Most bytes of a console that wait for who watches it; the oldest make room.
+const MAX_OUTPUT: usize = 256 << 10;
 /// Most bytes of a command.
 const MAX_LINE: usize = 4096;
 /// Most bytes that a caller may leave unread. One answer may be longer, a second does not come then.
@@ -26,6 +30,8 @@ struct Caller {
     stream: UnixStream,
     line: Vec<u8>,
     output: Vec<u8>,
+    /// The channel of the console that it watches: it says no commands any more.
+    channel: Option<usize>,
 }
 
 /// The socket and everybody who has called.
@@ -38,6 +44,20 @@ pub(crate) struct Server {
 
 /// What a caller has asked, or what is wrong with it.
 pub(crate) type Asked = Result<Command, String>;
+
+/// What came from a caller.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// A command.
+    Asked(Asked),
+    /// Keys for who is at this channel of the console.
+    Keys {
+        /// The channel.
+        channel: usize,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+}
 
 impl Server {
     /// Listens at `path`, in a folder that is ours.
@@ -59,15 +79,31 @@ impl Server {
 
     /// What to wait for, and whether for room to write; `None` is the listener.
     pub(crate) fn waits(&self) -> impl Iterator<Item = (Option<CallerId>, BorrowedFd<'_>, bool)> {
-        let listener = (self.callers.len() < MAX_CALLERS).then(|| self.listener.as_fd());
-        let callers = self.callers.iter().map(|caller| {
+        let attached = self.attached();
+        let listener = self.callers.len() - attached < MAX_CALLERS;
+        let listener = listener.then(|| self.listener.as_fd());
+        let callers = self.callers.iter().flat_map(|caller| {
             let writing = !caller.output.is_empty();
-            (Some(caller.id), caller.stream.as_fd(), writing)
+            // Who has not read an answer is not listened to, but a console has keys whatever it shows.
+            let reading = !writing || caller.channel.is_some();
+            let wait = |wanted: bool, write| {
+                wanted.then(|| (Some(caller.id), caller.stream.as_fd(), write))
+            };
+            [wait(writing, true), wait(reading, false)]
+                .into_iter()
+                .flatten()
         });
         listener
             .map(|fd| (None, fd, false))
             .into_iter()
             .chain(callers)
+    }
+
+    fn attached(&self) -> usize {
+        self.callers
+            .iter()
+            .filter(|caller| caller.channel.is_some())
+            .count()
     }
 
     /// Takes a new caller.
@@ -84,17 +120,20 @@ impl Server {
                 stream,
                 line: Vec::new(),
                 output: Vec::new(),
+                channel: None,
             });
         }
     }
 
     /// Reads what `caller` has to say, or writes what it had no room for.
-    pub(crate) fn serve(&mut self, id: CallerId) -> Vec<Asked> {
+    pub(crate) fn serve(&mut self, id: CallerId) -> Vec<Said> {
         let Some(place) = self.callers.iter().position(|caller| caller.id == id) else {
             return Vec::new();
         };
         let caller = &mut self.callers[place];
-        let result = if caller.output.is_empty() {
+        let result = if let Some(channel) = caller.channel {
+            caller.flush().and_then(|()| caller.keys(channel))
+        } else if caller.output.is_empty() {
             caller.read()
         } else {
             caller.flush().map(|()| Vec::new())
@@ -103,6 +142,43 @@ impl Server {
             self.callers.swap_remove(place);
             Vec::new()
         })
+    }
+
+    /// Makes `caller` one that watches a channel of the console. To be answered after that, and shown `backlog`.
+    ///
+    /// # Errors
+    /// There are too many of those.
+    pub(crate) fn attach(&mut self, id: CallerId, channel: usize) -> Result<(), String> {
+        if self.attached() >= MAX_ATTACHED {
+            return Err(format!("{MAX_ATTACHED} consoles are watched already"));
+        }
+        let caller = self.callers.iter_mut().find(|caller| caller.id == id);
+        if let Some(caller) = caller {
+            caller.channel = Some(channel);
+        }
+        Ok(())
+    }
+
+    /// Shows bytes to `caller`, which watches a console.
+    pub(crate) fn show(&mut self, id: CallerId, bytes: &[u8]) {
+        self.show_where(bytes, |caller| caller.id == id);
+    }
+
+    /// Shows what came out of a channel to all who watch it.
+    pub(crate) fn output(&mut self, channel: usize, bytes: &[u8]) {
+        self.show_where(bytes, |caller| caller.channel == Some(channel));
+    }
+
+    fn show_where(&mut self, bytes: &[u8], wanted: impl Fn(&Caller) -> bool) {
+        self.callers.retain_mut(|caller| {
+            if !wanted(caller) {
+                return true;
+            }
+            caller.output.extend(bytes);
+            let excess = caller.output.len().saturating_sub(MAX_OUTPUT);
+            caller.output.drain(..excess);
+            caller.flush().is_ok()
+        });
     }
 
     /// Answers `caller`, if it is there still.
@@ -123,20 +199,31 @@ impl Server {
 }
 
 impl Caller {
-    fn read(&mut self) -> io::Result<Vec<Asked>> {
+    /// What has come.
+    fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        match self.stream.read(buffer) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => Ok(&buffer[..length]),
+            Err(error) if is_not_now(&error) => Ok(&[]),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn keys(&mut self, channel: usize) -> io::Result<Vec<Said>> {
+        let bytes = self.receive(&mut [0; MAX_LINE])?.to_vec();
+        let some = (!bytes.is_empty()).then_some(Said::Keys { channel, bytes });
+        Ok(some.into_iter().collect())
+    }
+
+    fn read(&mut self) -> io::Result<Vec<Said>> {
         let mut buffer = [0; MAX_LINE];
-        let length = match self.stream.read(&mut buffer) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(length) => length,
-            Err(error) if is_not_now(&error) => 0,
-            Err(error) => return Err(error),
-        };
         let mut asked = Vec::new();
-        for byte in &buffer[..length] {
+        for byte in self.receive(&mut buffer)? {
             if *byte == b'\n' {
                 let line = std::mem::take(&mut self.line);
                 let command = serde_json::from_slice(&line);
-                asked.push(command.map_err(|error| format!("not a command: {error}")));
+                let command = command.map_err(|error| format!("not a command: {error}"));
+                asked.push(Said::Asked(command));
             } else if self.line.len() < MAX_LINE {
                 self.line.push(*byte);
             } else {
@@ -170,7 +257,7 @@ mod tests {
     use super::*;
 
     /// Has the server do all that it would be woken for.
-    fn work(server: &mut Server) -> Vec<(CallerId, Asked)> {
+    fn work(server: &mut Server) -> Vec<(CallerId, Said)> {
         let mut asked = Vec::new();
         for _ in 0..40 {
             server.accept();
@@ -200,8 +287,9 @@ mod tests {
         stream.write_all(b"\"metrics\"}\nnonsense\n").unwrap();
         let asked = work(&mut server);
         let (id, command) = &asked[0];
-        assert_eq!(command, &Ok(Command::Metrics { guest: None }));
-        assert!(asked[1].1.is_err());
+        let expected = Command::Metrics { guest: None };
+        assert_eq!(command, &Said::Asked(Ok(expected)));
+        assert!(matches!(asked[1].1, Said::Asked(Err(_))));
         server.answer(*id, &Answer::Ok(json!(7)));
         let mut answer = [0; 9];
         stream.read_exact(&mut answer).unwrap();
@@ -227,6 +315,63 @@ mod tests {
             server.answer(id, &answer);
         }
         assert!(server.callers.is_empty());
+    }
+
+    #[test]
+    fn who_watches_a_console_gets_it_raw_and_has_keys_whatever_waits() {
+        let (mut server, folder) = server();
+        let path = folder.path().join("s");
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let mut other = UnixStream::connect(&path).unwrap();
+        for stream in [&mut stream, &mut other] {
+            stream
+                .write_all(b"{\"command\":\"console\",\"guest\":\"a\"}\n")
+                .unwrap();
+        }
+        let asked = work(&mut server);
+        for (channel, (id, _)) in (1..).zip(&asked) {
+            server.attach(*id, channel).unwrap();
+            server.answer(*id, &Answer::Ok(json!(7)));
+            server.show(*id, b"old ");
+        }
+        server.output(1, b"{}\n\x1b");
+        server.output(9, b"nobody's");
+        let mut shown = [0; 9 + 8];
+        stream.read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"{\"ok\":7}\nold {}\n\x1b");
+        // It reads nothing more, and can still say Ctrl-C.
+        for _ in 0..100 {
+            server.output(1, &[b'x'; 64 << 10]);
+        }
+        assert!(
+            server
+                .callers
+                .iter()
+                .all(|caller| caller.output.len() <= MAX_OUTPUT)
+        );
+        stream.write_all(b"\x03\n{").unwrap();
+        let said = Said::Keys {
+            channel: 1,
+            bytes: b"\x03\n{".to_vec(),
+        };
+        assert_eq!(work(&mut server), [(asked[0].0, said)]);
+        drop((stream, other));
+        work(&mut server);
+        assert!(server.callers.is_empty());
+    }
+
+    #[test]
+    fn consoles_are_bounded_and_leave_room_for_commands() {
+        let (mut server, folder) = server();
+        let path = folder.path().join("s");
+        let mut streams = Vec::new();
+        for number in 0..=MAX_ATTACHED {
+            streams.push(UnixStream::connect(&path).unwrap());
+            server.accept();
+            let id = server.callers.last().unwrap().id;
+            assert_eq!(server.attach(id, 1).is_ok(), number < MAX_ATTACHED);
+        }
+        assert!(server.waits().any(|(id, ..)| id.is_none()));
     }
 
     #[test]

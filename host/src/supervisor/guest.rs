@@ -12,14 +12,17 @@ use nix::unistd::{Pid, read, write};
 use super::agents::Agent;
 use super::control::{Action, Event};
 use super::healing::Healing;
+use super::history::History;
 use super::inquiry::Asker;
 use super::launch::Launched;
 use super::lifecycle::{End, Lifecycle, State};
 use super::ready::ConsoleRule;
+use super::sampling::Counted;
 use crate::address::Mac;
 use crate::config::{GuestConfig, Health, Ready};
 use crate::images::Prepared;
 use crate::lines::LineBuffer;
+use crate::processes::{self, Usage};
 use crate::snapshots::Begin;
 
 /// Keys kept for a guest that does not read them yet.
@@ -77,6 +80,10 @@ pub struct Vm {
     fallen: Option<ConsoleRule>,
     /// How it is being stopped, and when the next means is taken.
     stopping: Option<(Stopping, Duration)>,
+    /// It was asked what it has counted, and has not answered.
+    is_asked: bool,
+    /// Its processes, once they are known.
+    processes: Vec<Pid>,
     /// What the VMM said about its end.
     last_words: Option<String>,
     /// The newest line that it logged; `log` holds lines of the host too.
@@ -124,6 +131,10 @@ pub struct Guest {
     pub addresses: Vec<(Mac, Ipv4Addr)>,
     /// Newest lines of its VMM's log.
     pub log: VecDeque<String>,
+    /// What its devices have counted, as its present VMM said last.
+    pub(super) counted: Option<Counted>,
+    /// Its snapshots and its falls.
+    pub(super) history: History,
 }
 
 /// A part of a guest's serial output, and what it says.
@@ -187,6 +198,8 @@ impl Guest {
             restore_asker: None,
             addresses: Vec::new(),
             log: VecDeque::new(),
+            counted: None,
+            history: History::default(),
         }
     }
 
@@ -380,6 +393,7 @@ impl Guest {
             text(|rules| &rules.fallen_console),
         );
         self.log.clear();
+        self.counted = None;
         if let Some(own) = self.images.as_ref().and_then(|images| images.own.as_ref()) {
             let line = format!("boot entry {}: {}", own.origin, own.cmdline);
             self.log(line);
@@ -396,6 +410,8 @@ impl Guest {
             beat,
             fallen,
             stopping: None,
+            is_asked: false,
+            processes: Vec::new(),
             last_words: None,
             last_logged: None,
         }));
@@ -493,7 +509,30 @@ impl Vm {
 
     /// Asks the VMM what it has counted.
     pub fn ask_metrics(&mut self) {
+        self.is_asked = true;
         self.send(Action::Metrics);
+    }
+
+    /// It has answered.
+    pub fn answered(&mut self) {
+        self.is_asked = false;
+    }
+
+    /// Whether it has answered all that it was asked.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        !self.is_asked
+    }
+
+    /// What it uses.
+    pub fn usage(&mut self) -> Usage {
+        let usage = processes::usage(&self.processes);
+        if usage.vcpus > 0 {
+            return usage;
+        }
+        // It has just started.
+        self.processes = processes::of_group(self.ends.pid);
+        processes::usage(&self.processes)
     }
 
     fn send(&mut self, action: Action) {

@@ -405,6 +405,7 @@ impl Supervisor {
             }
             healing.pending.pop_front();
             good.push(it.0);
+            guest.history.good(it.0);
             healing.last_good = Some(it);
         }
         if !good.is_empty() {
@@ -468,6 +469,7 @@ impl Supervisor {
             Ok(id) => {
                 vm.kill(now);
                 guest.healing.suspended = Some(id);
+                guest.history.suspended(id);
             }
             Err(reason) => {
                 vm.ask(now, limit.unwrap_or_default());

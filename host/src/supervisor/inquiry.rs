@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Supervisor;
 use super::forks::Forks;
 use super::guest::Guest;
+use super::sampling::Counted;
 use crate::clock;
+use crate::console::BELL;
 use crate::remote::{Answer, CallerId, Command};
 use crate::snapshots::text::{amount, as_text};
 
@@ -23,15 +25,25 @@ pub(super) enum Asker {
     Caller(CallerId),
 }
 
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// What VMMs have counted; one that does not say spoils the answer.
+    Metrics,
+    /// What the guests are at; VMMs that do not say are left out.
+    Sample,
+}
+
 /// A question that is not answered yet.
 #[derive(Debug)]
 pub(super) struct Inquiry {
-    asker: Asker,
+    pub(super) asker: Asker,
+    pub(super) question: Question,
     /// Guests whose answers are missing.
-    missing: Vec<usize>,
+    pub(super) missing: Vec<usize>,
     /// By guest.
-    answers: Map<String, Value>,
-    until: Duration,
+    pub(super) answers: Map<String, Value>,
+    pub(super) until: Duration,
 }
 
 impl Inquiry {
@@ -72,6 +84,11 @@ impl Supervisor {
                 self.answer(asker, &Answer::Ok(guests));
                 Ok(())
             }
+            Command::Console { guest } => self.attach(caller, &guest),
+            Command::Sample => {
+                self.ask_sample(asker);
+                Ok(())
+            }
             Command::Act { guest, act } => self.act_for(asker, &guest, act),
             Command::Log { guest } => {
                 let log = self.log_of(guest.as_deref())?;
@@ -82,6 +99,30 @@ impl Supervisor {
         });
         if let Err(reason) = done {
             self.answer(asker, &Answer::Error(reason));
+        }
+    }
+
+    /// Makes another process the console of a guest, beside this host's.
+    fn attach(&mut self, caller: CallerId, guest: &str) -> Result<(), String> {
+        let guest = &self.guests[self.find(guest)?];
+        let answer = json!({ "guest": guest.name, "number": guest.channel });
+        let backlog = self.console.backlog(guest.channel);
+        if let Some(server) = &mut self.server {
+            server.attach(caller, guest.channel)?;
+            server.answer(caller, &Answer::Ok(answer));
+            server.show(caller, &backlog);
+        }
+        Ok(())
+    }
+
+    /// Keys of such a process.
+    pub(super) fn remote_keys(&mut self, caller: CallerId, channel: usize, bytes: &[u8]) {
+        let mut guests = self.guests.iter_mut();
+        let guest = guests.find(|guest| guest.channel == channel);
+        let vm = guest.and_then(Guest::vm);
+        let taken = vm.is_some_and(|vm| vm.type_in(bytes));
+        if let (false, Some(server)) = (taken, &mut self.server) {
+            server.show(caller, BELL);
         }
     }
 
@@ -107,6 +148,7 @@ impl Supervisor {
         }
         self.inquiries.push(Inquiry {
             asker,
+            question: Question::Metrics,
             missing,
             answers: Map::new(),
             until: clock::now() + PATIENCE,
@@ -117,12 +159,19 @@ impl Supervisor {
 
     /// A VMM has said what it has counted.
     pub(super) fn counted(&mut self, index: usize, metrics: &Value) {
-        self.guests[index].healing.vmm_answers();
+        let guest = &mut self.guests[index];
+        guest.healing.vmm_answers();
+        guest.counted = Some(Counted::read(metrics, clock::now()));
+        if let Some(vm) = guest.vm() {
+            vm.answered();
+        }
         let name = &self.guests[index].name;
         for inquiry in &mut self.inquiries {
             if let Some(place) = inquiry.missing.iter().position(|other| *other == index) {
                 inquiry.missing.swap_remove(place);
-                inquiry.answers.insert(name.clone(), metrics.clone());
+                if inquiry.question == Question::Metrics {
+                    inquiry.answers.insert(name.clone(), metrics.clone());
+                }
             }
         }
         self.settle_inquiries();
@@ -146,7 +195,9 @@ impl Supervisor {
                 .iter()
                 .map(|index| self.guests[*index].name.as_str())
                 .collect();
-            let answer = if silent.is_empty() {
+            let answer = if inquiry.question == Question::Sample {
+                Answer::Ok(self.sample())
+            } else if silent.is_empty() {
                 Answer::Ok(inquiry.answers.into())
             } else {
                 let names = silent.join(", ");

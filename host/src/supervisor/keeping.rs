@@ -91,6 +91,7 @@ pub(super) enum Asked {
     Suspend {
         guest: usize,
     },
+    History,
     Nothing,
 }
 
@@ -293,6 +294,7 @@ impl Supervisor {
             let guest = &self.guests[index];
             if guest.healing.was_ready && self.heals(index) && self.keeping.is_up() {
                 // A guest that has run and cannot any more has fallen.
+                self.guests[index].history.fell();
                 return self.stand_up(index, reason.to_owned());
             }
             self.set_state(index, State::Failed, reason);
@@ -377,12 +379,19 @@ impl Supervisor {
                     .map_err(drop)
                     .and_then(|it| id_of(it).map_err(drop))
                 {
-                    self.guests[guest].healing.taken_if(ready, id, begun);
+                    let guest = &mut self.guests[guest];
+                    guest.healing.taken_if(ready, id, begun);
+                    guest.history.taken(id);
                 }
                 self.answer(asker, &result.map_or_else(Answer::Error, Answer::Ok));
             }
             Some(Asked::Suspend { guest }) => {
                 self.suspended(guest, result.and_then(|value| id_of(&value)));
+            }
+            Some(Asked::History) => {
+                if let Ok(list) = result {
+                    self.history_listed(&list);
+                }
             }
             Some(Asked::Nothing) | None => {}
         }
@@ -411,7 +420,10 @@ impl Supervisor {
                 };
                 self.console.say(&line);
             }
-            Some(Asked::Checkpoint { .. } | Asked::Suspend { .. } | Asked::Nothing) | None => {}
+            Some(
+                Asked::Checkpoint { .. } | Asked::Suspend { .. } | Asked::History | Asked::Nothing,
+            )
+            | None => {}
         }
     }
 
@@ -597,6 +609,7 @@ impl Supervisor {
         if let Ok(id) = how {
             let ready = guest.state == State::Ready;
             guest.healing.taken_if(ready, id, begun);
+            guest.history.taken(id);
         }
         // Said once: an interval may be a second.
         let failed = how.is_err();
@@ -716,7 +729,7 @@ impl Supervisor {
                     self.checkpoint_done(guest, begun, Err(reason.clone()));
                 }
                 Asked::Suspend { guest } => self.suspended(guest, Err(reason.clone())),
-                Asked::Nothing => {}
+                Asked::History | Asked::Nothing => {}
             }
         }
     }

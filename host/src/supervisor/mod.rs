@@ -7,6 +7,7 @@ mod control;
 mod forks;
 mod guest;
 mod healing;
+mod history;
 mod inquiry;
 mod keeping;
 mod ladder;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod ready;
 mod reports;
 mod runs;
+mod sampling;
 mod wait;
 
 use std::collections::VecDeque;

@@ -82,7 +82,7 @@ impl Supervisor {
         Ok(json!({ "guests": all, "in_full": only.is_some() }))
     }
 
-    fn describe(&self, index: usize) -> Value {
+    pub(super) fn describe(&self, index: usize) -> Value {
         let guest = &self.guests[index];
         let healing = &guest.healing;
         let config = guest.config.as_ref();

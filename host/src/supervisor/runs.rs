@@ -304,6 +304,9 @@ impl Supervisor {
             End::Refused => guest.restored.is_some(),
             End::TripleFault | End::Watchdog | End::Error(_) | End::Signal(_) => true,
         };
+        if fell {
+            guest.history.fell();
+        }
         if heals && fell {
             return self.stand_up(index, text);
         }

@@ -14,7 +14,7 @@ use super::lifecycle::End;
 use super::{Message, Outcome, Supervisor};
 use crate::clock;
 use crate::power;
-use crate::remote::{CallerId, Server};
+use crate::remote::{CallerId, Said, Server};
 use crate::snapshots::Process;
 
 /// What can wake the loop.
@@ -172,9 +172,12 @@ impl Supervisor {
             }
             Token::Caller(caller) => {
                 let server = self.server.as_mut();
-                let asked = server.map(|server| server.serve(caller));
-                for command in asked.into_iter().flatten() {
-                    self.remote(caller, command);
+                let said = server.map(|server| server.serve(caller));
+                for said in said.into_iter().flatten() {
+                    match said {
+                        Said::Asked(command) => self.remote(caller, command),
+                        Said::Keys { channel, bytes } => self.remote_keys(caller, channel, &bytes),
+                    }
                 }
             }
             Token::Store => self.store_speaks(),
@@ -213,6 +216,9 @@ impl Supervisor {
         let output = guest.read_output();
         let channel = guest.channel;
         self.console.output(channel, &output.bytes);
+        if let Some(server) = &mut self.server {
+            server.output(channel, &output.bytes);
+        }
         if output.ready {
             self.became_ready(index);
         }

@@ -8,6 +8,7 @@
 mod scenarios;
 mod stand_in;
 mod terminal;
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

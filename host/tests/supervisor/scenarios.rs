@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::terminal::{Machine, guest};
+use super::watching;
 
 type Scenario = fn() -> Result<()>;
 
@@ -46,6 +47,8 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("commands_suggest_the_nearest", commands),
     ("metrics_come_by_console_and_by_socket", metrics),
     ("what_is_said_inside_of_a_guest_counts", said_inside),
+    ("what_guests_use_is_seen_from_elsewhere", watching::top),
+    ("console_is_had_from_elsewhere", watching::console),
     ("term_signal_shuts_down_cleanly", term_signal),
 ];
 
@@ -90,7 +93,8 @@ fn metrics() -> Result<()> {
     let mut machine = Machine::start(&toml)?;
     machine.expect_all(&["daruma: a: ready", "daruma: b: ready"])?;
     machine.type_in("metrics a\r")?;
-    machine.expect("a\r\n  uart: write_count 42")?;
+    machine.expect("a\r\n  block: read_bytes ")?;
+    machine.expect("\r\n  uart: write_count 42")?;
 
     let socket = format!("/run/daruma-{}/control.sock", machine.pid());
     let socket = Path::new(&socket);

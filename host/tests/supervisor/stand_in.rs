@@ -103,6 +103,15 @@ fn step(word: &str, value: &str, control: &UnixStream) -> Option<u8> {
                 }
             });
         }
+        "spin" => {
+            let vcpu = thread::Builder::new().name("vcpu0".to_owned());
+            vcpu.spawn(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            })
+            .unwrap();
+        }
         "exit" => return Some(value.parse().unwrap()),
         "once" => {
             // The first run goes on to the next word, later ones wait.
@@ -123,12 +132,17 @@ fn step(word: &str, value: &str, control: &UnixStream) -> Option<u8> {
 
 /// Serves until told otherwise: `serve` heeds the power button, `stubborn` only the stop, `deaf` nothing.
 fn wait(control: &UnixStream, mode: &str) -> Option<u8> {
+    let mut read = 0;
     for line in BufReader::new(control).lines().map_while(Result::ok) {
         let action: serde_json::Value = serde_json::from_str(&line).unwrap();
         match (action["action"].as_str().unwrap(), mode) {
             ("metrics", "serve" | "stubborn") => {
                 let mut control = control;
-                let counted = r#"{"event":"metrics","metrics":{"uart":{"write_count":42}}}"#;
+                read += 4096;
+                let counted = serde_json::json!({
+                    "event": "metrics",
+                    "metrics": { "block": { "read_bytes": read }, "uart": { "write_count": 42 } },
+                });
                 writeln!(control, "{counted}").unwrap();
             }
             (_, "deaf") | ("power-button", "stubborn") => {}

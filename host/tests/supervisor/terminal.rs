@@ -17,11 +17,58 @@ pub struct Machine {
     pub folder: TempDir,
     child: Child,
     keyboard: Option<ChildStdin>,
-    screen: Receiver<Vec<u8>>,
+    screen: Screen,
+}
+
+/// What a program shows.
+pub struct Screen {
+    pieces: Receiver<Vec<u8>>,
     /// All that was shown.
     shown: String,
     /// Up to where a test has looked.
     looked: usize,
+}
+
+impl Screen {
+    /// Of what can be read from `output`.
+    pub fn new(mut output: impl Read + Send + 'static) -> Self {
+        let (sender, pieces) = channel();
+        thread::spawn(move || {
+            let mut bytes = vec![0; 65536];
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                if sender.send(bytes[..length].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            pieces,
+            shown: String::new(),
+            looked: 0,
+        }
+    }
+
+    /// Waits for a text after what was looked at before, and returns what lies in between.
+    pub fn expect(&mut self, text: &str) -> Result<String> {
+        loop {
+            if let Some(at) = self.shown[self.looked..].find(text) {
+                let between = self.shown[self.looked..self.looked + at].to_owned();
+                self.looked += at + text.len();
+                return Ok(between);
+            }
+            self.more()
+                .with_context(|| format!("waiting for {text:?} in:\n{}", self.shown))?;
+        }
+    }
+
+    fn more(&mut self) -> Result<()> {
+        match self.pieces.recv_timeout(HANG) {
+            Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
+            Err(RecvTimeoutError::Timeout) => bail!("nothing more was shown"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the machine ended"),
+        }
+        Ok(())
+    }
 }
 
 /// One `[[guest]]` section. `KERNEL` and the folder are filled in by [`Machine::start`].
@@ -56,45 +103,26 @@ impl Machine {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut output = child.stdout.take().context("no output")?;
-        let (sender, screen) = channel();
-        thread::spawn(move || {
-            let mut bytes = vec![0; 65536];
-            while let Ok(length @ 1..) = output.read(&mut bytes) {
-                if sender.send(bytes[..length].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
+        let screen = Screen::new(child.stdout.take().context("no output")?);
         let keyboard = child.stdin.take();
         Ok(Self {
             folder,
             child,
             keyboard,
             screen,
-            shown: String::new(),
-            looked: 0,
         })
     }
 
     /// Waits for a text after what was looked at before, and returns what lies in between.
     pub fn expect(&mut self, text: &str) -> Result<String> {
-        loop {
-            if let Some(at) = self.shown[self.looked..].find(text) {
-                let between = self.shown[self.looked..self.looked + at].to_owned();
-                self.looked += at + text.len();
-                return Ok(between);
-            }
-            self.more()
-                .with_context(|| format!("waiting for {text:?} in:\n{}", self.shown))?;
-        }
+        self.screen.expect(text)
     }
 
     /// Waits for several texts, in any order.
     pub fn expect_all(&mut self, texts: &[&str]) -> Result<()> {
-        let start = self.looked;
+        let start = self.screen.looked;
         for text in texts {
-            self.looked = start;
+            self.screen.looked = start;
             self.expect(text)?;
         }
         Ok(())
@@ -102,16 +130,7 @@ impl Machine {
 
     /// Looks at everything again, from the start.
     pub fn look_back(&mut self) {
-        self.looked = 0;
-    }
-
-    fn more(&mut self) -> Result<()> {
-        match self.screen.recv_timeout(HANG) {
-            Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
-            Err(RecvTimeoutError::Timeout) => bail!("nothing more was shown"),
-            Err(RecvTimeoutError::Disconnected) => bail!("the machine ended"),
-        }
-        Ok(())
+        self.screen.looked = 0;
     }
 
     pub fn type_in(&mut self, keys: &str) -> Result<()> {
@@ -121,9 +140,9 @@ impl Machine {
 
     /// Waits for the end; returns all that was shown and the exit code.
     pub fn end(mut self) -> Result<(String, Option<i32>)> {
-        while self.more().is_ok() {}
+        while self.screen.more().is_ok() {}
         let code = self.child.wait()?.code();
-        Ok((std::mem::take(&mut self.shown), code))
+        Ok((std::mem::take(&mut self.screen.shown), code))
     }
 
     pub fn pid(&self) -> u32 {
