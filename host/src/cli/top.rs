@@ -123,7 +123,8 @@ fn watch_on(terminal: &Terminal, socket: &Path, mut view: View) -> Result<(), To
                     console_on(terminal, socket, &guest)?;
                     screen.forget();
                 }
-                None => {}
+                // Its guests are told what to do by other commands.
+                Some(Wish::Command(_) | Wish::Lines(_)) | None => {}
             }
         }
         if due <= Instant::now() {

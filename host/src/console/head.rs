@@ -14,6 +14,8 @@ use nix::sys::termios::{ControlFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcs
 use nix::unistd::{read, write};
 
 use super::editor::Editor;
+use super::table::Table;
+use crate::view::{DEFAULT_SIZE, size_of};
 
 /// Output waiting for a slow terminal; beyond it the oldest bytes are dropped.
 const MAX_PENDING: usize = 256 * 1024;
@@ -31,6 +33,8 @@ pub struct Head {
     /// The prefix key was pressed.
     pub(super) chord: bool,
     pub(super) editor: Editor,
+    /// The guests are shown on the whole of it, instead of the host's lines.
+    pub(super) table: Option<Table>,
     /// For each channel: position up to which it was shown here.
     pub(super) seen: Vec<u64>,
 }
@@ -56,6 +60,7 @@ impl Head {
             view: super::HOST,
             chord: false,
             editor: Editor::default(),
+            table: None,
             seen: Vec::new(),
         }
     }
@@ -116,6 +121,11 @@ impl Head {
             .map(AsFd::as_fd)
     }
 
+    /// Columns and lines.
+    pub(super) fn size(&self) -> (u16, u16) {
+        self.output.as_ref().map_or(DEFAULT_SIZE, size_of)
+    }
+
     /// The keys that were pressed. At its end, or broken, the input is closed; the output goes on.
     pub fn read(&mut self) -> Vec<u8> {
         let mut buffer = [0; 512];
@@ -164,6 +174,7 @@ impl Head {
 
 impl Drop for Head {
     fn drop(&mut self) {
+        self.leave_table();
         self.flush();
         if let (Some(input), Some(saved)) = (&self.input, &self.saved) {
             let _ = tcsetattr(input, SetArg::TCSADRAIN, saved);

@@ -7,10 +7,17 @@
 mod editor;
 mod head;
 mod ring;
+mod table;
 
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::clock;
 use editor::Key;
 pub use head::Head;
 use ring::Ring;
+use table::{Left, Table};
 
 /// Channel of the host's own lines.
 pub const HOST: usize = 0;
@@ -28,7 +35,8 @@ const HELP: &str = "\
 Keys: Ctrl-] and then
   0 or h    the host        1 to 9    guest of that number
   n         the next one    Ctrl-]    send a Ctrl-] to the guest
-  s         a shell on the host       ?         this help
+  s         a shell on the host       v         all guests, live
+  ?         this help
 In the host's view, type 'help' for its commands.";
 
 /// What a user asked for that is not the console's own business.
@@ -127,6 +135,74 @@ impl Console {
     pub fn say(&mut self, text: &str) {
         for line in text.lines() {
             self.output(HOST, format!("{line}\r\n").as_bytes());
+            self.tables().for_each(|table| table.say(line));
+        }
+    }
+
+    fn tables(&mut self) -> impl Iterator<Item = &mut Table> {
+        self.heads.iter_mut().filter_map(|head| head.table.as_mut())
+    }
+
+    /// Shows all guests on a head, from the next [`Self::update_tables`] on.
+    pub fn show_table(&mut self, head: usize) {
+        if let Some(head) = self.heads.get_mut(head) {
+            head.view = HOST;
+            head.table = Some(Table::new());
+        }
+    }
+
+    /// Whether a head shows all guests.
+    #[must_use]
+    pub fn has_tables(&self) -> bool {
+        self.heads.iter().any(|head| head.table.is_some())
+    }
+
+    /// What the guests are at now.
+    pub fn update_tables(&mut self, sample: &Value) {
+        (self.heads.iter_mut()).for_each(|head| head.update_table(sample));
+    }
+
+    /// Heads that show all guests show the host's lines again.
+    pub fn leave_tables(&mut self) {
+        for head in 0..self.heads.len() {
+            if self.heads[head].table.is_some() {
+                self.show(head, HOST);
+            }
+        }
+    }
+
+    /// When an escape that was pressed at a table becomes the key of that name.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        let tables = self.heads.iter().filter_map(|head| head.table.as_ref());
+        tables.filter_map(Table::escape_until).min()
+    }
+
+    /// The time has come.
+    pub fn timers(&mut self, now: Duration) -> Vec<Request> {
+        let mut requests = Vec::new();
+        for head in 0..self.heads.len() {
+            let table = self.heads[head].table.as_ref();
+            let until = table.and_then(Table::escape_until);
+            if until.is_some_and(|until| until <= now) {
+                requests.extend(self.table_key(head, None, now));
+            }
+        }
+        requests
+    }
+
+    fn table_key(&mut self, index: usize, key: Option<u8>, now: Duration) -> Option<Request> {
+        match self.heads.get_mut(index)?.table_key(index, key, now) {
+            Left::Nothing => None,
+            Left::Request(request) => Some(request),
+            Left::Table => {
+                self.show(index, HOST);
+                None
+            }
+            Left::For(line) => {
+                self.show(index, HOST);
+                Some(Request::Command { head: index, line })
+            }
         }
     }
 
@@ -136,8 +212,12 @@ impl Console {
             return;
         };
         for line in text.lines() {
-            head.queue(format!("{line}\r\n").as_bytes());
+            match &mut head.table {
+                Some(table) => table.say(line),
+                None => head.queue(format!("{line}\r\n").as_bytes()),
+            }
         }
+        head.draw_table();
     }
 
     /// Tells a head that its key was lost.
@@ -154,7 +234,8 @@ impl Console {
         };
         source.ring.push(bytes);
         let end = source.ring.end();
-        for head in self.heads.iter_mut().filter(|head| head.view == channel) {
+        let shows = |head: &&mut Head| head.view == channel && head.table.is_none();
+        for head in self.heads.iter_mut().filter(shows) {
             // A line that is being typed moves below the host's.
             let typed = (channel == HOST).then(|| head.editor.visible()).flatten();
             if typed.is_some() {
@@ -179,6 +260,7 @@ impl Console {
         } else {
             "Ctrl-] 0 for the host"
         };
+        head.leave_table();
         // The guest that is left may have set colours or hidden the cursor.
         head.queue(b"\x1b[0m\x1b[?25h\r\n");
         head.queue(format!("--- {} ({way_out}) ---\r\n", source.name).as_bytes());
@@ -212,6 +294,7 @@ impl Console {
     /// Takes keys in. Chords and line editing end here; the rest is for the caller.
     pub fn keys(&mut self, index: usize, keys: &[u8]) -> Vec<Request> {
         let mut requests = Vec::new();
+        let now = clock::now();
         for key in keys {
             let Some(head) = self.heads.get_mut(index) else {
                 break;
@@ -220,14 +303,17 @@ impl Console {
             if std::mem::take(&mut head.chord) {
                 if *key == PREFIX && view != HOST {
                     push_input(&mut requests, index, view, PREFIX);
-                } else if *key == b's' {
-                    let line = "shell".to_owned();
+                } else if let b's' | b'v' = key {
+                    let line = if *key == b's' { "shell" } else { "view" };
+                    let line = line.to_owned();
                     requests.push(Request::Command { head: index, line });
                 } else {
                     self.chord(index, *key);
                 }
             } else if *key == PREFIX {
                 head.chord = true;
+            } else if head.table.is_some() {
+                requests.extend(self.table_key(index, Some(*key), now));
             } else if view != HOST {
                 push_input(&mut requests, index, view, *key);
             } else {
@@ -257,6 +343,13 @@ impl Console {
             b'0'..=b'9' => Some(usize::from(key - b'0')),
             b'n' => Some((view + 1) % self.channels.len()),
             b'?' => {
+                if self
+                    .heads
+                    .get(index)
+                    .is_some_and(|head| head.table.is_some())
+                {
+                    self.show(index, HOST);
+                }
                 let help = format!("\n{HELP}\n{}", self.guests());
                 return self.reply(index, &help);
             }

@@ -139,6 +139,67 @@ fn terminal_that_takes_nothing_costs_bounded_memory() {
 }
 
 #[test]
+fn table_takes_the_terminal_and_gives_it_back() {
+    let (mut console, mut screen, _keyboard) = console();
+    let line = |line: &str| Request::Command {
+        head: 0,
+        line: line.to_owned(),
+    };
+    assert_eq!(console.keys(0, b"\x1dv"), [line("view")]);
+    console.show_table(0);
+    assert!(console.has_tables());
+    console.update_tables(&serde_json::json!({ "guests": [{ "number": 1, "name": "pocket" }] }));
+    assert!(shown(&mut screen).contains(">  1 pocket"));
+    // The host's lines wait; the last is seen in the picture.
+    console.say("daruma: pocket: failed\x1b[2J");
+    assert_eq!(shown(&mut screen), "");
+    console.reply(0, "snapshot 7 of pocket");
+    let news = shown(&mut screen);
+    assert!(
+        news.contains("snapshot 7 of pocket") && !news.contains('\n'),
+        "{news:?}"
+    );
+    assert_eq!(console.keys(0, b"s"), [line("snapshot pocket")]);
+    assert!(console.keys(0, b"r").is_empty());
+    assert_eq!(
+        console.keys(0, b"y\r"),
+        [line("restart pocket"), line("view pocket")]
+    );
+    assert_eq!(console.keys(0, b"l"), [line("log pocket")]);
+    let after = shown(&mut screen);
+    assert!(
+        after.contains("\x1b[2J\x1b[H") && after.contains("--- host"),
+        "{after:?}"
+    );
+    assert!(after.contains("daruma: pocket: failed"));
+    assert!(!console.has_tables());
+}
+
+#[test]
+fn escape_leaves_the_table_when_nothing_follows() {
+    let (mut console, mut screen, _keyboard) = console();
+    console.show_table(0);
+    assert!(console.keys(0, b"\x1b").is_empty());
+    let due = console.due().unwrap();
+    assert!(console.timers(due - Duration::from_millis(1)).is_empty());
+    assert!(console.has_tables());
+    console.keys(0, b"[B");
+    assert_eq!(console.due(), None);
+    console.keys(0, b"\x1b");
+    assert!(console.timers(console.due().unwrap()).is_empty());
+    assert!(!console.has_tables());
+    assert!(shown(&mut screen).contains("--- host"));
+    // A chord leads out as well.
+    console.show_table(0);
+    console.keys(0, b"\x1d2");
+    assert!(!console.has_tables());
+    assert!(shown(&mut screen).contains("--- debian"));
+    console.show_table(0);
+    console.leave_tables();
+    assert!(shown(&mut screen).contains("--- host"));
+}
+
+#[test]
 fn absent_keyboard_leaves_the_screen_alive() {
     let (mut console, mut screen, keyboard) = console();
     drop(keyboard);

@@ -7,11 +7,12 @@ use crate::config::nearest;
 use crate::remote::Act;
 use crate::snapshots::StoreCommand;
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
     "help",
     "list",
     "show",
     "view",
+    "top",
     "start",
     "stop",
     "restart",
@@ -34,6 +35,7 @@ const COMMANDS: [&str; 21] = [
 const HELP: &str = "\
 list             the guests and their states
 show GUEST       one guest: its health, its falls, what it would go back to
+view             all guests, live, on the whole terminal; q leads back
 view GUEST       show a guest; Ctrl-] 0 leads back
 start GUEST      start a guest that does not run
 stop GUEST       press its power button; stop it when its time is up
@@ -107,9 +109,13 @@ impl Supervisor {
                 self.console.show(head, channel);
                 String::new()
             }),
+            ("view" | "top", None) => {
+                self.show_table(head);
+                Ok(String::new())
+            }
             (
-                "view" | "show" | "start" | "stop" | "restart" | "kill" | "factory-reset"
-                | "snapshot" | "restore" | "fork",
+                "show" | "start" | "stop" | "restart" | "kill" | "factory-reset" | "snapshot"
+                | "restore" | "fork",
                 None,
             ) => Err(format!("which guest? {verb} GUEST")),
             ("view" | "start" | "stop" | "restart" | "kill", Some(name)) => self

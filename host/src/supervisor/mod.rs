@@ -144,6 +144,8 @@ pub struct Supervisor {
     inquiries: Vec<Inquiry>,
     /// Snapshots.
     keeping: Keeping,
+    /// When heads that show all guests show them anew.
+    next_picture: Duration,
     /// What befell the guests, and when.
     journal: VecDeque<(Duration, String)>,
     /// Guests were started; what `power_off_when_ready` and `Done` wait for.
@@ -200,6 +202,7 @@ impl Supervisor {
             server: None,
             inquiries: Vec::new(),
             keeping: Keeping::default(),
+            next_picture: Duration::ZERO,
             journal: VecDeque::new(),
             loaded: false,
             going_down: None,
@@ -359,6 +362,8 @@ impl Supervisor {
             return;
         }
         self.going_down = Some(outcome);
+        // What becomes of each guest is said in lines.
+        self.console.leave_tables();
         for index in 0..self.guests.len() {
             self.put_down(index, now);
         }

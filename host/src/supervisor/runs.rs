@@ -348,6 +348,7 @@ impl Supervisor {
     pub(super) fn timers(&mut self) {
         self.settle_inquiries();
         let now = clock::now();
+        self.pictures(now);
         for index in 0..self.guests.len() {
             let guest = &mut self.guests[index];
             let due = guest.next_checkpoint.is_some_and(|due| due <= now);

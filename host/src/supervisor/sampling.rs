@@ -12,6 +12,9 @@ use crate::clock;
 /// How long VMMs have to say what they have counted: a sample goes out without those that do not answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Between two pictures on the console.
+const PICTURES: Duration = Duration::from_secs(1);
+
 /// What the devices of a guest have counted since its VMM started.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counted {
@@ -85,6 +88,32 @@ impl Supervisor {
             Some(index)
         });
         asked.collect()
+    }
+
+    /// Shows all guests on a head of the console.
+    pub(super) fn show_table(&mut self, head: usize) {
+        self.console.show_table(head);
+        self.next_picture = clock::now();
+    }
+
+    /// What is due of the console's pictures, and when that is.
+    pub(super) fn pictures(&mut self, now: Duration) {
+        for request in self.console.timers(now) {
+            self.request(request);
+        }
+        if self.console.has_tables() && self.next_picture <= now {
+            self.next_picture = now + PICTURES;
+            let sample = self.sample();
+            self.console.update_tables(&sample);
+            // For the next one.
+            self.have_counted();
+        }
+    }
+
+    /// When there is something for [`Self::pictures`].
+    pub(super) fn pictures_due(&self) -> Option<Duration> {
+        let next = self.console.has_tables().then_some(self.next_picture);
+        next.into_iter().chain(self.console.due()).min()
     }
 
     /// All that is known of the guests now.

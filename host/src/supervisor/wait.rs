@@ -105,7 +105,8 @@ impl Supervisor {
     fn timeout(&self) -> PollTimeout {
         let guests = self.guests.iter().filter_map(Guest::due);
         let inquiries = self.inquiries.iter().map(Inquiry::until);
-        let Some(due) = guests.chain(inquiries).min() else {
+        let pictures = self.pictures_due();
+        let Some(due) = guests.chain(inquiries).chain(pictures).min() else {
             return PollTimeout::NONE;
         };
         // Rounded up, so that the loop does not spin through the last millisecond.

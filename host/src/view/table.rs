@@ -23,6 +23,7 @@ const WORDS: u16 = 32;
 
 const LEGEND: &str = "o good  . not yet  s suspended  X fell";
 const KEYS: &str = "up, down: select   Enter: its console   q: leave";
+const MORE_KEYS: &str = "Enter: console  s: snapshot  b: roll back  r: restart  l: log  q: leave";
 
 /// Draws the whole of it.
 pub(super) fn draw(view: &View, buffer: &mut Buffer) {
@@ -37,8 +38,24 @@ pub(super) fn draw(view: &View, buffer: &mut Buffer) {
         guest_lines(buffer, line, (guest, rates), index == view.selected);
         line += LINES;
     }
+    let news = area.height.saturating_sub(BELOW);
+    put(
+        buffer,
+        0,
+        news,
+        &view.news(),
+        Style::new().add_modifier(Modifier::BOLD),
+    );
+    let keys = if view.acts { MORE_KEYS } else { KEYS };
+    let last = area.height.saturating_sub(1);
     // Not into the last cell of the terminal: some scroll by that.
-    put(buffer, 0, area.height.saturating_sub(1), KEYS, reversed());
+    buffer_line(
+        buffer,
+        (0, last),
+        keys,
+        area.width.saturating_sub(1),
+        reversed(),
+    );
 }
 
 /// All of it, as lines.

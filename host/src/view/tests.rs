@@ -63,6 +63,7 @@ fn a_terminal_of_80_by_24_shows_all_of_it() {
     assert_eq!(lines[..6], expected);
     assert!(lines[6..23].iter().all(String::is_empty));
     assert!(lines[23].ends_with("q: leave"));
+    assert!(View::default().is_empty());
 }
 
 #[test]
@@ -93,6 +94,46 @@ fn the_selected_guest_is_among_those_that_are_shown() {
     view.key(Key::Down);
     view.update(Sample::default());
     assert_eq!(view.key(Key::Byte(b'\r')), None);
+}
+
+#[test]
+fn guests_are_told_what_to_do_from_the_host_only() {
+    let mut view = view(vec![guest(1, "a"), json!({ "number": 2, "name": "b" })]);
+    let news = |view: &View| lines(view, DEFAULT_SIZE)[22].clone();
+    for key in *b"sbrly" {
+        assert_eq!(view.key(Key::Byte(key)), None);
+    }
+    assert_eq!(news(&view), "");
+    view.acts = true;
+    let command = |line: &str| Some(Wish::Command(line.to_owned()));
+    assert_eq!(view.key(Key::Byte(b's')), command("snapshot a"));
+    assert_eq!(
+        view.key(Key::Byte(b'l')),
+        Some(Wish::Lines("log a".to_owned()))
+    );
+    // What cannot be undone is asked about, and a yes is one key.
+    assert_eq!(view.key(Key::Byte(b'b')), None);
+    assert_eq!(
+        news(&view),
+        "roll a back to snapshot 17, 12 s old? What it has done since is gone. y/n"
+    );
+    assert_eq!(view.key(Key::Byte(b'q')), None);
+    assert_eq!(news(&view), "");
+    view.key(Key::Byte(b'b'));
+    assert_eq!(view.key(Key::Byte(b'y')), command("restore a 17"));
+    view.key(Key::Byte(b'r'));
+    assert_eq!(view.key(Key::Byte(b'y')), command("restart a"));
+    view.key(Key::Down);
+    view.key(Key::Byte(b'b'));
+    assert!(news(&view).contains("its newest snapshot"));
+    assert_eq!(view.key(Key::Byte(b'Y')), command("restore b"));
+    view.say("host: b: \u{1b}[2Jwell");
+    assert_eq!(news(&view), "host: b: ?[2Jwell");
+    let keys = &lines(&view, DEFAULT_SIZE)[23];
+    assert!(
+        keys.contains("b: roll back") && keys.ends_with("q: leave"),
+        "{keys}"
+    );
 }
 
 #[test]

@@ -48,6 +48,10 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("metrics_come_by_console_and_by_socket", metrics),
     ("what_is_said_inside_of_a_guest_counts", said_inside),
     ("what_guests_use_is_seen_from_elsewhere", watching::top),
+    (
+        "all_guests_are_shown_on_the_hosts_console",
+        watching::whole_screen,
+    ),
     ("console_is_had_from_elsewhere", watching::console),
     ("term_signal_shuts_down_cleanly", term_signal),
 ];

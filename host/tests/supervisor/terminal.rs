@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 /// Only to end a test that hangs: nothing is measured by it.
@@ -50,7 +50,10 @@ impl Screen {
 
     /// Waits for a text after what was looked at before, and returns what lies in between.
     pub fn expect(&mut self, text: &str) -> Result<String> {
+        // Something may be shown again and again.
+        let end = Instant::now() + HANG;
         loop {
+            ensure!(Instant::now() < end, "no {text:?} in:\n{}", self.shown);
             if let Some(at) = self.shown[self.looked..].find(text) {
                 let between = self.shown[self.looked..self.looked + at].to_owned();
                 self.looked += at + text.len();

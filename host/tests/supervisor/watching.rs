@@ -168,3 +168,37 @@ pub fn top() -> Result<()> {
     machine.expect("daruma: deaf: stopped")?;
     Ok(())
 }
+
+pub fn whole_screen() -> Result<()> {
+    let toml = guest("a", "spin print=ready_now echo serve", "")
+        + &guest("b", "print=ready_now serve", "");
+    let mut machine = Machine::start(&toml)?;
+    machine.expect_all(&["daruma: a: ready", "daruma: b: ready"])?;
+    machine.type_in("view\r")?;
+    machine.expect("daruma: 2 of 2 guests ready")?;
+    machine.expect(">  1 a ")?;
+    // What it uses comes with the next pictures.
+    machine.expect("%")?;
+    machine.type_in("s")?;
+    machine.expect("keeps no snapshots: its file has no [store]")?;
+    // Ctrl-L: all of it anew, not only what has changed.
+    machine.type_in("\x1b[Br\x0c")?;
+    machine.expect("restart b? y/n")?;
+    machine.type_in("y\x1b[A\r")?;
+    machine.expect("--- a (Ctrl-] 0 for the host)")?;
+    machine.type_in("x")?;
+    machine.expect("<78>")?;
+    machine.type_in("\x1dv")?;
+    machine.expect(">  1 a ")?;
+    machine.type_in("\x1b")?;
+    machine.expect("--- host")?;
+    // What was said meanwhile.
+    machine.expect("daruma: b: stopped: powered off")?;
+    machine.expect("daruma: b: ready")?;
+    machine.type_in("\x1dv")?;
+    machine.expect("daruma: 2 of 2 guests ready")?;
+    machine.type_in("qpoweroff\r")?;
+    machine.expect("daruma: a: stopped: powered off")?;
+    ensure!(machine.end()?.1 == Some(0));
+    Ok(())
+}
