@@ -1,30 +1,96 @@
-//! A campaign: guest after guest is knocked over, for minutes, and each has to stand again by itself every time.
+//! A campaign: guests are knocked over in every way that we know, several at once and again and again, and each has to stand
+//! again by itself every time, with what only its memory had.
 
+use std::collections::BTreeMap;
 use std::env;
+use std::fmt::Write;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::qemu::Builder;
-use tests::{Image, image};
+use tests::{Console, Image, image};
 
-use crate::shell::view;
+use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
 
-const GUESTS: usize = 8;
-/// Falls in `cargo xtask falls`; `DARUMA_FALLS` says otherwise.
-const FALLS: usize = 96;
-/// Signals that end a VMM as its own faults would.
-const SIGNALS: &str = "KILL SEGV ABRT BUS";
+/// Falls at least; `DARUMA_FALLS` says otherwise.
+const FALLS: usize = 200;
+/// How often the host is asked, about once a second, before a guest counts as not having stood up.
+const POLLS: u32 = 600;
+/// MiB of each guest's root.
+const ROOT_MIB: u64 = 12;
+
+/// Where a guest is knocked over.
+enum Place {
+    /// In the shell that is open in the guest.
+    Inside(&'static str),
+    /// By a signal to its VMM, in the host's shell.
+    Vmm(&'static str),
+}
+use Place::{Inside, Vmm};
+
+/// What knocks a guest over. There are as many guests, and each of them goes through all ways.
+const WAYS: [(&str, Place); 12] = [
+    ("panic", Inside("echo c > /proc/sysrq-trigger")),
+    (
+        "process 1 overwritten",
+        Inside(
+            "at=$(sed -n '/r-xp/{s/-.*//p;q}' /proc/1/maps); dd if=/dev/zero of=/proc/1/mem bs=4096 \
+             seek=$((0x$at / 4096)) count=32 conv=notrunc 2>/dev/null; kill -HUP 1",
+        ),
+    ),
+    ("rm -rf", Inside("rm -rf /bin /sbin /usr /etc /lib /root")),
+    (
+        "root overwritten with noise",
+        Inside(
+            "dd if=/dev/urandom of=/dev/vda bs=64k count=190 2>/dev/null; sync; echo 3 > /proc/sys/vm/drop_caches",
+        ),
+    ),
+    ("fork bomb", Inside("bomb() { bomb | bomb & }; bomb")),
+    (
+        "memory exhausted",
+        Inside(
+            "mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k; kill -9 -1",
+        ),
+    ),
+    ("agent stopped", Inside("kill -STOP $(pidof daruma-agent)")),
+    ("VMM SIGKILL", Vmm("KILL")),
+    ("VMM SIGSEGV", Vmm("SEGV")),
+    ("VMM SIGABRT", Vmm("ABRT")),
+    ("VMM SIGBUS", Vmm("BUS")),
+    ("VMM SIGSTOP", Vmm("STOP")),
+];
+const GUESTS: usize = WAYS.len();
+
+/// A guest that nobody knocks over.
+const STEADY: &str = "steady";
+/// One that falls soon after it is ready, however it was begun.
+const DOOMED: &str = "doomed";
+
+/// What the doomed guest has for process 1.
+const DOOM: &str = "#!/bin/sh\nmount -t proc none /proc\necho pocket login:\nsleep 8\necho c > /proc/sysrq-trigger\n";
 
 fn machine_file() -> String {
-    let guests = (0..GUESTS).map(|number| {
+    let mut file = "[machine]\nname = \"falls\"\n[store]\npath = \"disk:store\"\n".to_owned();
+    for (number, name) in names().iter().enumerate() {
         let transport = if number % 2 == 0 { "pci" } else { "mmio" };
-        format!(
+        let doom = if name == DOOMED { " init=/doom" } else { "" };
+        let restores = if name == DOOMED { 3 } else { 8 };
+        // Writing to a string cannot fail.
+        let _ = write!(
+            file,
             r#"
 [[guest]]
-name = "g{number}"
+name = "{name}"
 memory = "80M"
 transport = "{transport}"
 kernel = "flash:daruma/kernel"
-cmdline = "console=ttyS0 quiet root=/dev/vda ro"
+cmdline = "console=ttyS0 quiet root=/dev/vda rw{doom}"
 ready = {{ console = "pocket login:" }}
 network = "none"
 [guest.checkpoints]
@@ -34,82 +100,242 @@ minutes = 0
 hours = 0
 [guest.health]
 good-after = 2
-heartbeat = 5
-restores = 8
+restores = {restores}
 [[guest.disk]]
-source = "flash:guest/pocket/root.erofs"
-read-only = true
+source = "disk:{name}.img"
 "#
-        )
-    });
-    let guests: Vec<_> = guests.collect();
-    format!(
-        "[machine]\nname = \"falls\"\n[store]\npath = \"disk:store\"\n{}",
-        guests.concat()
-    )
+        );
+    }
+    file
 }
 
-/// The numbers in a line of `show` about falls and stands.
-fn falls_and_stands(line: &str) -> Result<(usize, usize)> {
-    let mut numbers = line
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|word| word.parse().ok());
-    numbers
-        .next()
-        .zip(numbers.next())
-        .with_context(|| format!("two numbers are not in {line:?}"))
+fn names() -> Vec<String> {
+    let mut names: Vec<_> = (0..GUESTS).map(|number| format!("g{number}")).collect();
+    names.extend([STEADY, DOOMED].map(str::to_owned));
+    names
+}
+
+/// Makes the disk of a machine on which each guest has a root of its own that it can ruin.
+fn disk(image: &Image, folder: &Path) -> Result<PathBuf> {
+    let (packed, root) = (folder.join("root.erofs"), folder.join("root"));
+    fs::write(&packed, image.pocket_root()?)?;
+    let mut extract = Command::new("fsck.erofs");
+    extract.arg(format!("--extract={}", root.display()));
+    image::run(extract.arg(&packed))?;
+    fs::write(root.join("doom"), DOOM)?;
+    fs::set_permissions(root.join("doom"), Permissions::from_mode(0o755))?;
+    let common = folder.join("root.img");
+    image::ext4(&root, "root", ROOT_MIB, &common)?;
+    let root = fs::read(common)?;
+    let names: Vec<_> = names().iter().map(|name| format!("{name}.img")).collect();
+    let files: Vec<_> = names.iter().map(|name| (&name[..], &root[..])).collect();
+    image::machine_disk(folder, 3072, &files)
+}
+
+/// What the host says of all guests, asked for in its shell.
+fn described(console: &mut Console) -> Result<Vec<Value>> {
+    let text = ask(console, "daruma guest list --json")?;
+    let (from, to) = (text.find('{'), text.rfind('}'));
+    let (from, to) = from.zip(to).with_context(|| format!("no JSON: {text:?}"))?;
+    let mut all: Value = serde_json::from_str(&text[from..=to])?;
+    serde_json::from_value(all["guests"].take()).context("guests are not listed")
+}
+
+fn number(guest: &Value, key: &str) -> u64 {
+    guest[key].as_u64().unwrap_or(0)
+}
+
+/// A guest of the campaign.
+#[derive(Default)]
+struct Victim {
+    /// How often it had stood up when it was knocked over, each time, and in the end.
+    stood: Vec<u64>,
+    /// The snapshot that was the newest good one when it stood.
+    old: Option<Value>,
+}
+
+impl Victim {
+    /// Whether it stands again by now, and has had a good snapshot since.
+    fn stands(&mut self, guest: &Value) -> Option<u64> {
+        let stands = number(guest, "stands");
+        let before = self.stood.last().is_none_or(|before| stands > *before);
+        if guest["state"] != "ready" || number(guest, "falls") != stands || !before {
+            self.old = None;
+            return None;
+        }
+        let good = &guest["last_good"]["snapshot"];
+        let old = self.old.get_or_insert_with(|| good.clone());
+        let again = !good.is_null() && (self.stood.is_empty() || old != good);
+        again.then_some(stands)
+    }
+}
+
+/// Knocks guests over: each of these in a way.
+fn knock_over(console: &mut Console, victims: &[(usize, &Place)]) -> Result<()> {
+    let mut signals = String::new();
+    for (guest, place) in victims {
+        match place {
+            Inside(command) => {
+                view(console, u32::try_from(*guest)? + 1)?;
+                console.send(&format!("{command}\r"))?;
+            }
+            // The process outside of the jail comes first in the list.
+            Vmm(signal) => signals.push_str(&format!(
+                "kill -{signal} $(ps | grep 'id [g]{guest} ' | awk '{{print $1}}' | tail -n 1); "
+            )),
+        }
+    }
+    view(console, 0)?;
+    ask(console, &format!("{signals}true")).map(drop)
+}
+
+/// Knocks each guest over so many times, whenever it stands.
+fn campaign(console: &mut Console, rounds: usize) -> Result<[Victim; GUESTS]> {
+    let mut victims: [Victim; GUESTS] = Default::default();
+    let mut idle = 0;
+    loop {
+        let all = described(console)?;
+        let mut falling = Vec::new();
+        for (number, (guest, victim)) in all.iter().zip(&mut victims).enumerate() {
+            ensure!(guest["state"] != "failed", "it gave up: {guest:#}");
+            if victim.stood.len() > rounds {
+                continue;
+            }
+            if let Some(stands) = victim.stands(guest) {
+                victim.old = None;
+                victim.stood.push(stands);
+                falling.push((number, &WAYS[(number + victim.stood.len()) % WAYS.len()].1));
+                idle = 0;
+            }
+        }
+        if victims.iter().all(|victim| victim.stood.len() > rounds) {
+            return Ok(victims);
+        }
+        falling.retain(|(guest, _)| victims[*guest].stood.len() <= rounds);
+        if falling.is_empty() {
+            idle += 1;
+            ensure!(idle < POLLS, "not all guests stand again: {all:#?}");
+            thread::sleep(Duration::from_secs(1));
+        } else {
+            knock_over(console, &falling)?;
+        }
+    }
+}
+
+/// What happened to those that were knocked over in one way.
+#[derive(Default)]
+struct Outcome {
+    falls: usize,
+    /// How long each took to stand after it was detected, in ms.
+    took: Vec<u64>,
+    /// What each lost, in tenths of a second.
+    lost: Vec<u64>,
+}
+
+/// Adds a line of the log to what is known.
+fn note(outcome: &mut Outcome, line: &str) -> Result<()> {
+    let number = |from: &str, to: &str| -> Option<u64> {
+        let (_, rest) = line.split_once(from)?;
+        rest.split_once(to)?.0.replace('.', "").parse().ok()
+    };
+    let took = number("), stands ", " ms later on snapshot ");
+    outcome
+        .took
+        .push(took.with_context(|| format!("not to a snapshot: {line}"))?);
+    outcome.lost.extend(number("; lost ", " s"));
+    Ok(())
+}
+
+fn report(outcomes: &BTreeMap<&str, Outcome>) -> usize {
+    let mut all = 0;
+    for (way, outcome) in outcomes {
+        let mut took = outcome.took.clone();
+        took.sort_unstable();
+        let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+        let lost = outcome.lost.iter().max().copied().unwrap_or(0);
+        let (falls, stands) = (outcome.falls, took.len());
+        println!(
+            "counted: {falls} falls by {way}, {stands} stands, {median} ms after detection (worst {worst}), at most {}.{} s lost",
+            lost / 10,
+            lost % 10
+        );
+        all += falls;
+    }
+    all
 }
 
 #[test]
-#[ignore = "minutes of falls: cargo xtask falls"]
 fn every_guest_that_is_knocked_over_stands_again() -> Result<()> {
     let falls = env::var("DARUMA_FALLS").map_or(Ok(FALLS), |count| count.parse())?;
     let rounds = falls.div_ceil(GUESTS);
     let image = Image::built()?;
     let folder = tempfile::tempdir()?;
     let rom = folder.path().join("falls.rom");
-    std::fs::write(&rom, image.parts()?.machine(&machine_file()).rom()?)?;
-    let tree = folder.path().join("tree");
-    std::fs::create_dir(&tree)?;
-    let disk = folder.path().join("machine.img");
-    image::ext4(&tree, "daruma", 2048, &disk)?;
-    let mut machine = Builder::rom(&rom).disk(&disk, true).boot()?;
+    fs::write(&rom, image.parts()?.machine(&machine_file()).rom()?)?;
+    let disk = disk(&image, folder.path())?;
+    let mut machine = Builder::rom(&rom)
+        .disk(&disk, true)
+        .memory_mib(4096)
+        .boot()?;
     let console = &mut machine.console;
-    let ready: Vec<_> = (0..GUESTS)
-        .map(|number| format!("daruma: g{number}: ready: "))
+    let ready: Vec<_> = names()
+        .iter()
+        .map(|name| format!("daruma: {name}: ready: "))
         .collect();
     console.expect_all(&ready.iter().map(String::as_str).collect::<Vec<_>>())?;
-
-    console.send("shell\r")?;
-    console.expect("# ")?;
-    // All have a good checkpoint then. The process outside of the jail comes first in the list.
-    console.send(&format!(
-        "sleep 20; for round in $(seq {rounds}); do for g in $(seq 0 {last}); do set -- {SIGNALS}; \
-         shift $(((round + g) % 4)); kill -$1 $(ps | grep \"id [g]$g \" | awk '{{print $1}}' | tail -n 1); sleep 2; done; done; \
-         sleep 15; echo all-knoc''ked-over\r",
-        last = GUESTS - 1
-    ))?;
-    console.expect("all-knocked-over")?;
-    view(console, 0)?;
-    let mut all = 0;
-    for number in 0..GUESTS {
-        console.send(&format!("show g{number}\r"))?;
-        console.expect(&format!("g{number} (guest {})", number + 1))?;
-        console.expect("  state      ")?;
-        let state = console.expect("\r\n")?;
-        ensure!(state.starts_with("ready"), "g{number} is {state}");
-        console.expect("  falls      ")?;
-        let (fell, stood) = falls_and_stands(&console.expect("\r\n")?)?;
-        ensure!(
-            fell == stood,
-            "g{number} fell {fell} times and stood {stood} times"
-        );
-        ensure!(fell >= rounds, "g{number} fell {fell} times, not {rounds}");
-        all += stood;
+    let mut nonces = Vec::new();
+    for guest in 1..=u32::try_from(GUESTS + 1)? {
+        view(console, guest)?;
+        log_in(console, None)?;
+        let nonce = "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce";
+        nonces.push(ask_line(console, nonce)?);
     }
-    let transcript = console.transcript();
-    ensure!(!transcript.contains(": failed"), "a guest gave up");
-    println!("counted: {all} falls and stands of {GUESTS} guests");
+    host_from_now_on(console)?;
+    console.send("shell\r")?;
+    console.expect("--- shell (")?;
+    console.expect("# ")?;
+
+    let victims = campaign(console, rounds)?;
+    let all = described(console)?;
+    let steady = &all[GUESTS];
+    ensure!(number(steady, "falls") == 0, "it fell, too: {steady:#}");
+    let doomed = &all[GUESTS + 1];
+    ensure!(
+        doomed["state"] == "failed" && number(doomed, "falls") <= 5,
+        "at most three snapshots and a boot, then it stays down: {doomed:#}"
+    );
+    let mut outcomes: BTreeMap<&str, Outcome> = BTreeMap::new();
+    for (guest, victim) in victims.iter().enumerate() {
+        let log = ask(console, &format!("daruma log | grep ' g{guest}: fell '"))?;
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains("), stands "))
+            .collect();
+        for (round, fell) in (1..).zip(victim.stood.windows(2)) {
+            let way = WAYS[(guest + round) % WAYS.len()].0;
+            let outcome = outcomes.entry(way).or_default();
+            let fell = usize::try_from(fell[0])?..usize::try_from(fell[1])?;
+            outcome.falls += fell.len();
+            let lines = lines.get(fell).context("The log has not all falls")?;
+            lines.iter().try_for_each(|line| note(outcome, line))?;
+        }
+    }
+    // Nobody has booted: what only their memory had is there.
+    for (guest, nonce) in (1..).zip(&nonces) {
+        view(console, guest)?;
+        console.send("\r")?;
+        let found = ask_line(console, "echo $nonce")?;
+        ensure!(
+            found == *nonce,
+            "guest {guest} has another shell: {found:?}"
+        );
+    }
+    let all = report(&outcomes);
+    ensure!(all >= falls, "only {all} falls");
+    println!("counted: {all} falls of {GUESTS} guests, each of which stood up by itself");
+    view(console, 0)?;
+    console.send("exit\r")?;
+    host_from_now_on(console)?;
     console.send("poweroff\r")?;
     machine.wait_off()?;
     Ok(())

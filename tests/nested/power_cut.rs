@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tests::qemu::Qemu;
 use tests::{Console, Image, image};
 
-use crate::shell::{ask, ask_line, log_in, view};
+use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
 
 /// Guests on both transports; the disk with the counter is the second of each.
 const GUESTS: [(&str, u32, &str); 2] = [("first", 2, "pci"), ("second", 1, "mmio")];
@@ -84,8 +84,59 @@ fn boot(image: &Image, disk: &std::path::Path, lines: &[&str]) -> Result<Qemu> {
     Ok(machine)
 }
 
-/// Guests count in memory and on a disk while checkpoints are taken and thinned. The power goes. When the machine is back
-/// each goes on from its newest good checkpoint by itself: with what only its memory had, and a disk that agrees with it.
+/// What takes the whole machine down.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    /// After so many seconds, without a warning.
+    PowerCut(u64),
+    /// Its kernel panics and restarts it.
+    HostPanic,
+}
+use Blow::{HostPanic, PowerCut};
+
+const BLOWS: [Blow; 3] = [PowerCut(20), HostPanic, PowerCut(7)];
+
+fn strike(mut machine: Qemu, blow: Blow) -> Result<()> {
+    match blow {
+        PowerCut(seconds) => {
+            thread::sleep(Duration::from_secs(seconds));
+            drop(machine);
+        }
+        HostPanic => {
+            let console = &mut machine.console;
+            host_from_now_on(console)?;
+            console.send("shell\r")?;
+            console.expect("--- shell (")?;
+            console.expect("# ")?;
+            // Time for a good checkpoint of its own.
+            ask(console, "sleep 10")?;
+            console.send("echo c > /proc/sysrq-trigger\r")?;
+            machine.wait_off()?;
+        }
+    }
+    Ok(())
+}
+
+/// What has to hold for a guest that went on: it is who it was, its disk agrees with its memory, and it goes on. Returns how
+/// far it has counted.
+fn is_itself(console: &mut Console, guest: u32, nonce: &str) -> Result<u64> {
+    view(console, guest)?;
+    console.send("\r")?;
+    let found = ask_line(console, "echo $nonce")?;
+    ensure!(found == nonce, "another shell, with {found:?}");
+    let (memory, disk) = counters(console)?;
+    ensure!(
+        memory == disk || memory == disk + 1,
+        "memory has {memory}, the disk {disk}"
+    );
+    let next = counters(console)?;
+    ensure!(next.0 > memory, "it stopped at {memory}");
+    Ok(next.0)
+}
+
+/// Guests count in memory and on a disk while checkpoints are taken and thinned. The power goes, or the host's kernel. When
+/// the machine is back each goes on from its newest good checkpoint by itself: with what only its memory had, and a disk that
+/// agrees with it.
 #[test]
 fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoints() -> Result<()> {
     let image = Image::built()?;
@@ -104,10 +155,7 @@ fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoin
     let mut machine = boot(&image, &disk, &ready)?;
     let console = &mut machine.console;
     let nonces = [begin_to_count(console, 1)?, begin_to_count(console, 2)?];
-    let before = counters(console)?;
-    // Several checkpoints, and some that are thinned.
-    thread::sleep(Duration::from_secs(20));
-    drop(machine);
+    let counted = counters(console)?.0;
 
     // Nobody asks for it.
     let lines = [
@@ -118,25 +166,15 @@ fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoin
         "host: first: the host went down while it ran on snapshot ",
         "host: second: the host went down while it ran on snapshot ",
     ];
-    let mut machine = boot(&image, &disk, &lines)?;
-    let console = &mut machine.console;
-    for (guest, nonce) in (1..).zip(&nonces) {
-        view(console, guest)?;
-        console.send("\r")?;
-        let found = ask_line(console, "echo $nonce")?;
-        ensure!(found == *nonce, "another shell, with {found:?}");
-        let (memory, disk) = counters(console)?;
-        ensure!(
-            memory == disk || memory == disk + 1,
-            "memory has {memory}, the disk {disk}"
-        );
-        if guest == 2 {
-            ensure!(memory > before.0, "{memory} is no newer than {}", before.0);
-        }
-        // It goes on.
-        let next = counters(console)?;
-        ensure!(next.0 > memory, "it stopped at {memory}");
+    for blow in BLOWS {
+        strike(machine, blow)?;
+        machine = boot(&image, &disk, &lines).with_context(|| format!("After {blow:?}"))?;
+        let console = &mut machine.console;
+        is_itself(console, 1, &nonces[0])?;
+        let now = is_itself(console, 2, &nonces[1])?;
+        ensure!(now > counted, "{now} is no newer than {counted}");
     }
+    let console = &mut machine.console;
     view(console, 0)?;
     console.send("store\r")?;
     console.expect("snapshots").context("What is stored")?;
@@ -148,13 +186,9 @@ fn after_a_power_cut_guests_go_on_by_themselves_from_their_newest_good_checkpoin
     ])?;
     machine.wait_off()?;
     let mut machine = boot(&image, &disk, &lines[..4])?;
-    let console = &mut machine.console;
-    view(console, 1)?;
-    console.send("\r")?;
-    let found = ask_line(console, "echo $nonce")?;
-    ensure!(found == nonces[0], "another shell, with {found:?}");
-    view(console, 0)?;
-    console.send("poweroff\r")?;
+    is_itself(&mut machine.console, 1, &nonces[0])?;
+    view(&mut machine.console, 0)?;
+    machine.console.send("poweroff\r")?;
     machine.wait_off()?;
     Ok(())
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::guest::{Guest, Phase};
-use super::keeping::{Asked, labels};
+use super::keeping::Asked;
 use super::ladder::{Ladder, Rung};
 use super::lifecycle::State;
+use super::taking::labels;
 use crate::clock;
 use crate::config::{Health, Restart};
 use crate::snapshots::{Begin, CHECKPOINT, Lost, READY, SUSPENDED, What};

@@ -17,6 +17,7 @@ mod ready;
 mod reports;
 mod runs;
 mod sampling;
+mod taking;
 mod wait;
 
 use std::collections::VecDeque;
