@@ -6,7 +6,9 @@
 //! - [`branches`]: code made easier to compress.
 //! - [`linux`]: the header of a bzImage.
 //! - [`payload`]: SELF, what coreboot starts.
+//! - [`pe`]: UEFI programs.
 //! - [`layout`]: what a Daruma ROM contains, by name.
+//! - `uki` (feature `std`): kernel, initramfs and command line as one UEFI program.
 //! - `image`, `pack` (feature `std`): someone's flash image, changed in one place and as it was elsewhere.
 //! - `compress`, `initramfs`, `rom`, `stage` (feature `std`): what writers need, and our own ROM.
 //!
@@ -33,7 +35,10 @@ pub mod name;
 #[cfg(feature = "std")]
 pub mod pack;
 pub mod payload;
+pub mod pe;
 #[cfg(feature = "std")]
 pub mod rom;
 #[cfg(feature = "std")]
 pub mod stage;
+#[cfg(feature = "std")]
+pub mod uki;
