@@ -11,7 +11,7 @@ use std::process::Command;
 use gpt::partition_types;
 use uuid::Uuid;
 
-use crate::table::{self, MARGIN, Table};
+use crate::table::{self, MARGIN, Part, Table};
 use crate::{Error, RecipeFile, agent, fingerprint, tool};
 
 /// The release the recipe is written for.
@@ -186,9 +186,12 @@ fn pack(inputs: &Inputs<'_>, archive: &Path, out: &Path) -> Result<(), Error> {
     let table = Table {
         size: SIZE,
         disk: DISK_GUID,
-        partition: PARTITION_GUID,
-        kind: partition_types::LINUX_ROOT_X64,
-        name: LABEL,
+        partitions: &[Part {
+            guid: PARTITION_GUID,
+            kind: partition_types::LINUX_ROOT_X64,
+            name: LABEL,
+            size: table::partition_size(SIZE),
+        }],
     };
     table.create(&unfinished)?;
 

@@ -1,4 +1,4 @@
-//! What Daruma's guests are made of: root file systems, initial RAM disks and the disk they lie on.
+//! What Daruma's guests are made of: root file systems, initial RAM disks and the disks they lie on.
 //!
 //! Each recipe turns named inputs (a BusyBox, a Debian mirror, a program) into one image file with the tools of the
 //! distribution, without mounting anything, and gives the same bytes for the same inputs as far as those tools do.
@@ -8,7 +8,9 @@ pub mod agent;
 pub mod busybox;
 pub mod debian;
 pub mod disk;
+pub mod ext4;
 pub mod pocket;
+pub mod stick;
 mod table;
 mod tool;
 pub mod web;

@@ -1,5 +1,6 @@
-//! A GPT with one partition over the whole disk.
+//! A GPT whose partitions fill the disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::{Error, tool};
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
-/// The partition starts at the usual 1 MiB and ends 1 MiB before the disk: the second table lies there.
+/// The first partition starts at the usual 1 MiB, the last ends 1 MiB before the disk: the second table lies there.
 pub const MARGIN: u64 = 1 << 20;
 
 /// What goes into the table. The GUIDs are set by hand: the same inputs give the same bytes.
@@ -24,15 +25,24 @@ pub struct Table<'a> {
     pub size: u64,
     /// GUID of the disk.
     pub disk: Uuid,
-    /// GUID of the partition: what Linux calls PARTUUID.
-    pub partition: Uuid,
-    /// Type of the partition.
-    pub kind: Type,
-    /// Name of the partition.
-    pub name: &'a str,
+    /// The partitions, in their order on the disk, without gaps.
+    pub partitions: &'a [Part<'a>],
 }
 
-/// Bytes of the partition on a disk of `size` bytes.
+/// One partition.
+#[derive(Clone)]
+pub struct Part<'a> {
+    /// Its GUID: what Linux calls PARTUUID.
+    pub guid: Uuid,
+    /// Its type.
+    pub kind: Type,
+    /// Its name.
+    pub name: &'a str,
+    /// Its bytes, whole MiB.
+    pub size: u64,
+}
+
+/// Bytes that partitions can take together on a disk of `size` bytes.
 pub fn partition_size(size: u64) -> u64 {
     size - 2 * MARGIN
 }
@@ -59,16 +69,29 @@ impl Table<'_> {
             .logical_block_size(LogicalBlockSize::Lb512)
             .create_from_device(disk, Some(self.disk))
             .map_err(io::Error::other)?;
-        let partition = Partition {
-            part_type_guid: self.kind.clone(),
-            part_guid: self.partition,
-            first_lba: MARGIN / SECTOR,
-            last_lba: (self.size - MARGIN) / SECTOR - 1,
-            flags: 0,
-            name: self.name.to_owned(),
-        };
+        let mut partitions = BTreeMap::new();
+        let mut start = MARGIN;
+        for (number, part) in (1..).zip(self.partitions) {
+            let end = start + part.size;
+            let partition = Partition {
+                part_type_guid: part.kind.clone(),
+                part_guid: part.guid,
+                first_lba: start / SECTOR,
+                last_lba: end / SECTOR - 1,
+                flags: 0,
+                name: part.name.to_owned(),
+            };
+            partitions.insert(number, partition);
+            start = end;
+        }
+        if start > self.size - MARGIN {
+            return Err(io::Error::other(format!(
+                "the partitions end at {start}, the disk at {}",
+                self.size
+            )));
+        }
         table
-            .update_partitions([(1, partition)].into())
+            .update_partitions(partitions)
             .map_err(io::Error::other)?;
         table.write().map_err(io::Error::other)?;
         Ok(())

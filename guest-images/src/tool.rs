@@ -16,6 +16,11 @@ const ADMIN_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Runs `command` to its end, its output appended to `log`.
 pub fn run(command: &mut Command, log: &Path) -> Result<(), Error> {
+    run_said(command, log).map(|_| ())
+}
+
+/// As [`run`]; gives what the command said.
+pub fn run_said(command: &mut Command, log: &Path) -> Result<String, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -39,18 +44,19 @@ pub fn run(command: &mut Command, log: &Path) -> Result<(), Error> {
             program: program.clone(),
             source,
         })?;
-    if status.success() {
-        return Ok(());
-    }
     let said = fs::read(log).unwrap_or_default();
     let said = said
         .get(usize::try_from(start).unwrap_or(usize::MAX)..)
         .unwrap_or_default();
+    let said = String::from_utf8_lossy(said);
+    if status.success() {
+        return Ok(said.into_owned());
+    }
     Err(Error::Tool {
         program,
         status,
         log: log.to_owned(),
-        tail: tail(&String::from_utf8_lossy(said)),
+        tail: tail(&said),
     })
 }
 

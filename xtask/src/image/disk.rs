@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use guest_images::disk::{self, Content};
+use guest_images::disk;
+use guest_images::ext4::Content;
 
 use crate::cache;
 use crate::paths::Paths;
@@ -69,7 +70,7 @@ pub fn make(
 }
 
 /// The list of what is in `root`, beside it: with it the host's store knows the image without reading it.
-fn list_of(root: &Path, step: &Step) -> Result<PathBuf> {
+pub fn list_of(root: &Path, step: &Step) -> Result<PathBuf> {
     let path = root.with_extension("img.list");
     if path.exists() {
         return Ok(path);
