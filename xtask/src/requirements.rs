@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 22] = [
+const ALWAYS: [Requirement; 26] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -97,6 +97,26 @@ const ALWAYS: [Requirement; 22] = [
         "cbfstool",
         "coreboot-utils",
         "reads the ROM in tests, as coreboot does",
+    ),
+    file(
+        "/usr/lib/systemd/boot/efi/linuxx64.efi.stub",
+        "systemd-boot-efi",
+        "is the stub of the UEFI program",
+    ),
+    file(
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "ovmf",
+        "is the UEFI firmware of tests",
+    ),
+    program(
+        "openssl",
+        "openssl",
+        "reads the key for Secure Boot in tests",
+    ),
+    program(
+        "sbsign",
+        "sbsigntool",
+        "signs the UEFI program for Secure Boot in tests",
     ),
     program(
         "flashrom",

@@ -20,6 +20,8 @@ pub struct Manifest {
     pub kernel_source: String,
     /// The artefacts, by file name.
     pub artefacts: BTreeMap<String, Artefact>,
+    /// What the artefacts are made of, by part, as it lies in them: budgets are for these.
+    pub parts: BTreeMap<String, u64>,
     /// The files in flash, by name.
     pub flash: BTreeMap<String, u64>,
     /// What is free in flash.
@@ -27,7 +29,7 @@ pub struct Manifest {
 }
 
 /// One file of the image.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Artefact {
     pub size: u64,
     /// In hexadecimal. Absent for the disk, which guests write to.

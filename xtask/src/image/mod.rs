@@ -1,9 +1,14 @@
 //! `cargo xtask image`: puts everything together in target/image.
 
+mod assembly;
+mod budget;
 mod disk;
 mod manifest;
+mod netboot;
 pub mod product;
 mod slim;
+mod stick;
+mod uefi;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -13,14 +18,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use firmware_glue::branches;
-use firmware_glue::compress::Method;
-use firmware_glue::initramfs;
-use firmware_glue::layout::HOST_PROGRAM;
-use firmware_glue::payload::linux::Trio;
-use firmware_glue::rom::{Rom, RomBuilder};
-use guest_images::{agent, web};
 
+use self::assembly::{AGENT, Assembly, Inputs};
 use self::manifest::{Artefact, Manifest};
 use self::product::Product;
 use crate::apt::Apt;
@@ -32,18 +31,6 @@ use crate::{guests, setup};
 /// Kernel, initramfs and command line may have this many bytes together in flash.
 const MAX_PAYLOAD_BYTES: u64 = 5 << 20;
 
-/// Both consoles; only what the kernel dies of, so that the host's own lines stand alone; and a machine that fell over
-/// stands up again. The last two save time at boot: 4 MiB of bounce buffers instead of 64 to clear, and no wait of
-/// 200 ms for each SATA port, which QEMU's do not need.
-const CMDLINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=3 oops=panic panic=10 \
-                       swiotlb=2048 libata.force=nodbdelay";
-
-/// The agent's program among the image's files: for whoever has other guests than ours.
-const AGENT: &str = "agent/daruma-agent";
-
-/// zstd's strongest: it costs a second here and nothing there.
-const COMPRESSION: i32 = 22;
-
 #[derive(Args)]
 pub struct Options {
     /// Makes disk.img anew: what guests wrote to it is lost
@@ -52,6 +39,9 @@ pub struct Options {
     /// Also makes the guests that only the tests boot
     #[arg(long)]
     test_guests: bool,
+    /// Puts everything together a second time and compares
+    #[arg(long)]
+    twice: bool,
 }
 
 impl Options {
@@ -60,6 +50,7 @@ impl Options {
         Self {
             reset_disk: false,
             test_guests: false,
+            twice: false,
         }
     }
 
@@ -67,6 +58,7 @@ impl Options {
     pub fn for_tests() -> Self {
         Self {
             test_guests: true,
+            twice: true,
             ..Self::keep()
         }
     }
@@ -75,6 +67,7 @@ impl Options {
 /// What goes into the image.
 struct Parts {
     kernel: Kernel,
+    pc_kernel: Kernel,
     product: Product,
     pocket_root: PathBuf,
     debian_disk: (PathBuf, String),
@@ -90,51 +83,23 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
     disk::make(paths, &image, &parts.debian_disk, options.reset_disk)?;
 
     let step = Step::begin("image");
-    step.set("compressing");
-    let host = host_initramfs(&parts.product)?;
-    let web = web_initrd(&parts.product)?;
-    step.set("assembling daruma.rom");
-    let kernel = read(&parts.kernel.bzimage)?;
-    let machine = paths.root.join("configs/default.toml");
-    let rom = RomBuilder::new(parts.product.bootblock.clone())
-        .kernel(kernel.clone())
-        .initramfs(host.clone())
-        .cmdline(CMDLINE)
-        .machine(
-            &fs::read_to_string(&machine)
-                .with_context(|| format!("Could not read {}", machine.display()))?,
-        )
-        .guest_file("pocket/root.erofs", read(&parts.pocket_root)?)
-        .guest_file("web/initrd", web)
-        .build()?;
-    let payload = Trio {
-        kernel: &kernel,
-        initramfs: Some(&host),
-        cmdline: CMDLINE,
-        // Both are compressed already.
-        method: Method::None,
-    };
-    let payload = payload.payload()?;
-    let vmlinux = read(&parts.kernel.vmlinux)?;
-    let agent = read(&parts.agent)?;
-    let files: [(&str, &[u8]); 9] = [
-        (AGENT, &agent),
-        ("agent/daruma-agent.service", agent::UNIT.as_bytes()),
-        ("bzImage", &kernel),
-        ("cmdline", CMDLINE.as_bytes()),
-        ("daruma", &parts.product.daruma),
-        ("daruma.payload", &payload.bytes),
-        ("daruma.rom", &rom.bytes),
-        ("initramfs", &host),
-        ("vmlinux", &vmlinux),
-    ];
+    let inputs = Inputs::read(paths, &parts)?;
+    step.set("putting everything together");
+    let assembly = Assembly::of(&inputs)?;
+    let list = disk::list_of(&parts.debian_disk.0, &step)?;
+    let debian = (&*parts.debian_disk.0, &*list, &*parts.debian_disk.1);
+    let on_stick = assembly.on_stick(&inputs, debian);
+    let stick = stick::make(paths, &image, &assembly.uefi.with_stub, &on_stick, &step)?;
     step.set("writing");
-    let manifest = write(&image, &files, &rom, &parts.kernel)?;
+    let manifest = write(&image, &inputs, &assembly, stick, &parts)?;
     let program = image.join(AGENT);
     fs::set_permissions(&program, Permissions::from_mode(0o755))
         .with_context(|| format!("Could not set the mode of {}", program.display()))?;
     step.done(&format!("all in {}", image.display()));
     println!("{}", table(&manifest));
+    if options.twice {
+        twice(paths, &image, &parts, debian)?;
+    }
     if options.test_guests {
         test_guests(paths, &image, &parts.agent)?;
     }
@@ -144,7 +109,40 @@ pub fn build(paths: &Paths, options: &Options) -> Result<PathBuf> {
             manifest.payload_bytes
         );
     }
+    let budgets = paths.root.join("configs/budgets.toml");
+    budget::check(&budgets, &manifest.parts)?;
     Ok(image)
+}
+
+/// Puts everything together again and compares it with what lies in the image's folder.
+fn twice(paths: &Paths, image: &Path, parts: &Parts, debian: (&Path, &Path, &str)) -> Result<()> {
+    let step = Step::begin("the same");
+    step.set("putting everything together again");
+    let inputs = Inputs::read(paths, parts)?;
+    let again = Assembly::of(&inputs)?;
+    let mut different = Vec::new();
+    for (name, bytes) in again.files(&inputs) {
+        if read(&image.join(&name))? != bytes {
+            different.push(name);
+        }
+    }
+    step.set(format!("making {} again", stick::NAME));
+    let second = image.join(format!("{}.again", stick::NAME));
+    let on_stick = again.on_stick(&inputs, debian);
+    stick::build(paths, &again.uefi.with_stub, &on_stick, &second)?;
+    let same = stick::hash(&second)? == stick::hash(&image.join(stick::NAME))?;
+    fs::remove_file(&second).with_context(|| format!("Could not remove {}", second.display()))?;
+    if !same {
+        different.push(stick::NAME.to_owned());
+    }
+    if !different.is_empty() {
+        bail!(
+            "From the same parts came other bytes the second time: {}",
+            different.join(", ")
+        );
+    }
+    step.done("everything that was put together twice has the same bytes");
+    Ok(())
 }
 
 /// Makes or finds all parts. What waits for the network and what needs the processors go side by side.
@@ -160,7 +158,8 @@ fn gather(paths: &Paths) -> Result<Parts> {
             ))
         });
         let product = scope.spawn(|| Product::build(paths));
-        let kernel = kernel::get(paths, &apt);
+        let kernels = kernel::get(paths, &apt, &kernel::FLASH)
+            .and_then(|kernel| Ok((kernel, kernel::get(paths, &apt, &kernel::PC)?)));
         let product = product
             .join()
             .map_err(|_| anyhow!("Building the programs panicked"))?;
@@ -168,8 +167,10 @@ fn gather(paths: &Paths) -> Result<Parts> {
             .join()
             .map_err(|_| anyhow!("Making the guests' images panicked"))?;
         let (pocket_root, debian_disk, agent) = guests?;
+        let (kernel, pc_kernel) = kernels?;
         Ok(Parts {
-            kernel: kernel?,
+            kernel,
+            pc_kernel,
             product: product?,
             pocket_root,
             debian_disk,
@@ -198,45 +199,22 @@ fn test_guests(paths: &Paths, image: &Path, agent: &Path) -> Result<()> {
     Ok(())
 }
 
-fn host_initramfs(product: &Product) -> Result<Vec<u8>> {
-    let mut builder = initramfs::Builder::new();
-    let mut program = product.daruma.clone();
-    let code = branches::code(&program).context("The host's program has no code")?;
-    if let Some(code) = program.get_mut(code) {
-        branches::apply(code);
-    }
-    builder.file("init", 0o755, product.starter.clone())?;
-    builder.file(HOST_PROGRAM, 0o755, program)?;
-    // Without this node the first words of PID 1 go nowhere.
-    builder.char_device("dev/console", 0o600, 5, 1)?;
-    for name in ["bin/daruma", "bin/daruma-vmm"] {
-        builder.symlink(name, &format!("../{HOST_PROGRAM}"))?;
-    }
-    for folder in ["proc", "run", "sys", "tmp"] {
-        builder.dir(folder, 0o755)?;
-    }
-    Ok(builder.build_zstd(COMPRESSION)?)
-}
-
-fn web_initrd(product: &Product) -> Result<Vec<u8>> {
-    let mut builder = initramfs::Builder::new();
-    builder.file(web::PROGRAM, 0o755, product.web.clone())?;
-    for folder in web::MOUNT_POINTS {
-        builder.dir(folder, 0o755)?;
-    }
-    Ok(builder.build_zstd(COMPRESSION)?)
-}
-
-fn write(image: &Path, files: &[(&str, &[u8])], rom: &Rom, kernel: &Kernel) -> Result<Manifest> {
-    let mut artefacts = BTreeMap::new();
-    for (name, bytes) in files {
-        let path = image.join(name);
+fn write(
+    image: &Path,
+    inputs: &Inputs,
+    assembly: &Assembly,
+    stick: Artefact,
+    parts: &Parts,
+) -> Result<Manifest> {
+    let mut artefacts = BTreeMap::from([(stick::NAME.to_owned(), stick)]);
+    for (name, bytes) in assembly.files(inputs) {
+        let path = image.join(&name);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)
                 .with_context(|| format!("Could not create {}", folder.display()))?;
         }
         fs::write(&path, bytes).with_context(|| format!("Could not write {}", path.display()))?;
-        artefacts.insert((*name).to_owned(), Artefact::of(bytes));
+        artefacts.insert(name, Artefact::of(bytes));
     }
     let disk = image.join("disk.img");
     let disk = fs::metadata(&disk).with_context(|| format!("Could not find {}", disk.display()))?;
@@ -254,15 +232,17 @@ fn write(image: &Path, files: &[(&str, &[u8])], rom: &Rom, kernel: &Kernel) -> R
             .filter_map(|name| artefacts.get(*name))
             .map(|file| file.size)
             .sum(),
-        kernel_xz_bytes: kernel.xz_bytes,
-        kernel_source: kernel.source.clone(),
+        kernel_xz_bytes: parts.kernel.xz_bytes,
+        kernel_source: parts.kernel.source.clone(),
         artefacts,
-        flash: rom
+        parts: assembly.sizes(inputs),
+        flash: assembly
+            .rom
             .parts
             .iter()
             .map(|part| (part.name.clone(), part.size as u64))
             .collect(),
-        flash_free_bytes: rom.free as u64,
+        flash_free_bytes: assembly.rom.free as u64,
     };
     manifest.write(image)?;
     Ok(manifest)
@@ -278,6 +258,9 @@ fn table(manifest: &Manifest) -> String {
     line("free in flash", manifest.flash_free_bytes);
     for (name, artefact) in &manifest.artefacts {
         line(name, artefact.size);
+    }
+    for (name, size) in &manifest.parts {
+        line(&format!("of it: {name}"), *size);
     }
     line("payload (limit 5 MiB)", manifest.payload_bytes);
     line("kernel, if it were xz", manifest.kernel_xz_bytes);

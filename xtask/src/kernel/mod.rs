@@ -21,11 +21,30 @@ use crate::ui::{self, Step};
 /// Raised when the way of building changes what comes out.
 const BUILDER_VERSION: &str = "1";
 
-/// The largest kernel we put into flash, compressed by xz.
-const MAX_XZ_BYTES: u64 = 3_200_000;
+/// What a kernel is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    /// Its name in messages.
+    name: &'static str,
+    /// Fragments in the order in which they are merged.
+    fragments: &'static [&'static str],
+    /// The largest that it may be, compressed by xz.
+    max_xz_bytes: u64,
+}
 
-/// Fragments in the order in which they are merged. A profile for other hardware is another list.
-const QEMU: [&str; 4] = ["base", "kvm", "virtio", "userland"];
+/// The kernel in flash, and of guests.
+pub const FLASH: Profile = Profile {
+    name: "kernel",
+    fragments: &["base", "kvm", "virtio", "userland"],
+    max_xz_bytes: 3_200_000,
+};
+
+/// The host's kernel where UEFI or a network starts it.
+pub const PC: Profile = Profile {
+    name: "kernel-pc",
+    fragments: &["base", "kvm", "virtio", "userland", "pc"],
+    max_xz_bytes: 4_000_000,
+};
 
 /// A built kernel.
 #[derive(Clone, Debug)]
@@ -39,10 +58,11 @@ pub struct Kernel {
     pub source: String,
 }
 
-/// The kernel of the profile for QEMU and guests; built first if the cache has none.
-pub fn get(paths: &Paths, apt: &Apt) -> Result<Kernel> {
-    let step = Step::begin("kernel");
-    let (wanted, fragments) = read_fragments(&paths.root.join("configs/kernel"), &QEMU)?;
+/// The kernel of `profile`; built first if the cache has none.
+pub fn get(paths: &Paths, apt: &Apt, profile: &Profile) -> Result<Kernel> {
+    let step = Step::begin(profile.name);
+    let folder = paths.root.join("configs/kernel");
+    let (wanted, fragments) = read_fragments(&folder, profile.fragments)?;
     let compiler = compiler()?;
     let source = match Source::pinned(paths) {
         Some(source) => source,
@@ -67,10 +87,12 @@ pub fn get(paths: &Paths, apt: &Apt) -> Result<Kernel> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .with_context(|| format!("{} is damaged: remove {}", xz.display(), folder.display()))?;
-    if xz_bytes > MAX_XZ_BYTES {
+    let max = profile.max_xz_bytes;
+    if xz_bytes > max {
         bail!(
-            "The kernel has {xz_bytes} bytes compressed by xz, more than the {MAX_XZ_BYTES} it may have: switch \
-             something off in configs/kernel"
+            "The kernel of {} has {xz_bytes} bytes compressed by xz, more than the {max} it may have: switch something \
+             off there",
+            profile.fragments.join(".config, ") + ".config in configs/kernel"
         );
     }
     let kernel = Kernel {
@@ -121,7 +143,9 @@ mod tests {
     #[test]
     fn the_fragments_of_this_checkout_can_be_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/kernel");
-        let (_, text) = read_fragments(&folder, &QEMU).unwrap();
-        assert!(text.contains("CONFIG_KVM=y"));
+        for profile in [FLASH, PC] {
+            let (_, text) = read_fragments(&folder, profile.fragments).unwrap();
+            assert!(text.contains("CONFIG_KVM=y"));
+        }
     }
 }
