@@ -1,7 +1,8 @@
 //! The network outside the machine: pages that come through forwarded ports.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,4 +41,53 @@ pub fn page(port: u16) -> Result<String> {
             Err(_) => thread::sleep(Duration::from_millis(500)),
         }
     }
+}
+
+/// Serves the files of `folder` to whoever asks on this computer, as long as the test runs; gives the port.
+pub fn serve(folder: &Path) -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    let folder = folder.to_owned();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let folder = folder.clone();
+            // A client that goes away is its own business.
+            thread::spawn(move || answer(stream, &folder).ok());
+        }
+    });
+    Ok(port)
+}
+
+/// Answers one connection's requests, one after the other. Files have no folders in their names.
+fn answer(stream: TcpStream, folder: &Path) -> std::io::Result<()> {
+    let mut output = stream.try_clone()?;
+    let mut lines = BufReader::new(stream).lines();
+    while let Some(request) = lines.next().transpose()? {
+        for header in lines.by_ref() {
+            if header?.is_empty() {
+                break;
+            }
+        }
+        let mut words = request.split(' ');
+        let (method, path) = (words.next(), words.next().unwrap_or_default());
+        let name = path.trim_start_matches('/');
+        let file = if name.contains('/') {
+            Err(ErrorKind::NotFound.into())
+        } else {
+            std::fs::read(folder.join(name))
+        };
+        let (status, body) = match file {
+            Ok(body) => ("200 OK", body),
+            Err(_) => ("404 Not Found", Vec::new()),
+        };
+        let length = body.len();
+        write!(
+            output,
+            "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n"
+        )?;
+        if method == Some("GET") {
+            output.write_all(&body)?;
+        }
+    }
+    Ok(())
 }

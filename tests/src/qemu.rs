@@ -32,6 +32,54 @@ enum Source {
         initramfs: PathBuf,
         cmdline: String,
     },
+    /// QEMU's own BIOS, which looks for something to boot itself.
+    Bios,
+    Uefi {
+        firmware: Uefi,
+        /// Its variables, which it writes to.
+        variables: PathBuf,
+    },
+}
+
+/// Debian's UEFI firmwares for QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uefi {
+    /// Boots everything.
+    Open,
+    /// With Secure Boot on, and nobody's keys but those of `/usr/share/ovmf/PkKek-1-snakeoil.pem`.
+    SecureBoot,
+}
+
+impl Uefi {
+    const FOLDER: &str = "/usr/share/OVMF";
+
+    fn code(self) -> &'static str {
+        match self {
+            Self::Open => "OVMF_CODE_4M.fd",
+            Self::SecureBoot => "OVMF_CODE_4M.secboot.fd",
+        }
+    }
+
+    fn variables(self) -> &'static str {
+        match self {
+            Self::Open => "OVMF_VARS_4M.fd",
+            Self::SecureBoot => "OVMF_VARS_4M.snakeoil.fd",
+        }
+    }
+
+    /// What QEMU must be told. With Secure Boot only code in SMM may write the variables.
+    fn arguments(self, variables: &Path) -> Vec<OsString> {
+        let mut code = OsString::from("if=pflash,unit=0,format=raw,readonly=on,file=");
+        code.push(Path::new(Self::FOLDER).join(self.code()));
+        let mut writable = OsString::from("if=pflash,unit=1,format=raw,file=");
+        writable.push(variables);
+        let mut arguments = vec!["-drive".into(), code, "-drive".into(), writable];
+        if self == Self::SecureBoot {
+            let secure = "driver=cfi.pflash01,property=secure,value=on";
+            arguments.extend(["-global".into(), secure.into()]);
+        }
+        arguments
+    }
 }
 
 /// A machine that has not been started yet.
@@ -75,6 +123,23 @@ impl Builder {
             initramfs: initramfs.to_owned(),
             cmdline: cmdline.to_owned(),
         })
+    }
+
+    /// A machine with QEMU's own BIOS.
+    pub fn bios() -> Self {
+        Self::new(Source::Bios)
+    }
+
+    /// A machine with a UEFI firmware, whose variables go to `folder`.
+    pub fn uefi(firmware: Uefi, folder: &Path) -> Result<Self> {
+        let variables = folder.join("variables.fd");
+        let template = Path::new(Uefi::FOLDER).join(firmware.variables());
+        std::fs::copy(&template, &variables)
+            .with_context(|| format!("Cannot copy {}", template.display()))?;
+        Ok(Self::new(Source::Uefi {
+            firmware,
+            variables,
+        }))
     }
 
     fn new(source: Source) -> Self {
@@ -122,6 +187,18 @@ impl Builder {
         ])
     }
 
+    /// Attaches a raw image as a USB stick; what the machine writes is gone afterwards.
+    pub fn stick(self, image: &Path) -> Self {
+        let mut drive = OsString::from("if=none,id=stick,format=raw,snapshot=on,file=");
+        drive.push(image);
+        let (hub, stick) = (
+            "qemu-xhci,id=usb",
+            "usb-storage,bus=usb.0,drive=stick,removable=on",
+        );
+        self.args(["-drive".into(), drive])
+            .args(["-device", hub, "-device", stick].map(OsString::from))
+    }
+
     /// Further arguments for QEMU.
     pub fn args(mut self, args: impl IntoIterator<Item = OsString>) -> Self {
         self.extra.extend(args);
@@ -154,14 +231,28 @@ impl Builder {
             "tcg-icount" => "EPYC,+svm,+npt",
             _ => emulation::cpu()?,
         };
+        let board = match self.source {
+            Source::Uefi {
+                firmware: Uefi::SecureBoot,
+                ..
+            } => "q35,smm=on",
+            _ => "q35",
+        };
         command
-            .args(["-M", "q35", "-cpu", cpu, "-m", &self.memory_mib.to_string()])
+            .args(["-M", board, "-cpu", cpu, "-m", &self.memory_mib.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()));
         match &self.source {
             Source::Rom(rom) => {
                 command.arg("-bios").arg(rom);
+            }
+            Source::Bios => {}
+            Source::Uefi {
+                firmware,
+                variables,
+            } => {
+                command.args(firmware.arguments(variables));
             }
             Source::Trio {
                 kernel,
