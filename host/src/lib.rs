@@ -8,6 +8,7 @@
 //! - [`snapshots`]: the process that has the store: snapshots, and what guests write to their disks.
 //! - [`remote`]: commands from other processes, `daruma metrics` for one.
 //! - [`console`]: terminals, each showing the host or one guest.
+//! - [`view`]: all guests on a whole terminal, live; [`processes`]: what their VMMs use.
 //! - [`init`]: process 1 of the machine in the ROM. [`up`]: the same on an ordinary Linux.
 //!
 //! One thread runs the supervisor's event loop and owns all state; short-lived threads read flash and wait for disks.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use serde_json::{Value, json};
 
 use super::Supervisor;
+use super::guest::Guest;
 use super::keeping::Asked;
 use crate::snapshots::{FALLEN, SUSPENDED, StoreCommand, What};
 
@@ -57,8 +58,18 @@ impl Point {
 #[derive(Debug, Default)]
 pub(super) struct History {
     points: VecDeque<Point>,
-    /// What was before this host started is there too, as far as the store has it.
-    has_past: bool,
+    past: Past,
+}
+
+/// What was before this host started.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    #[default]
+    Unknown,
+    /// The store was asked. Once, whatever comes of it.
+    Asked,
+    /// It is there, as far as the store has it.
+    Known,
 }
 
 impl History {
@@ -95,7 +106,7 @@ impl History {
 
     /// Puts before all that is known what the store has of the time before.
     fn precede(&mut self, mut listed: Vec<(u64, Point)>) {
-        self.has_past = true;
+        self.past = Past::Known;
         listed.sort_by_key(|(id, _)| *id);
         // A fall that left its disks in the store is known here already: it came after the first snapshot, or there is none.
         let first = self.points.iter().find_map(|point| point.snapshot());
@@ -127,24 +138,23 @@ impl History {
 impl Supervisor {
     /// Has the store list what was before this host started, if that is not known yet.
     pub(super) fn ask_history(&mut self) {
-        if self.guests.iter().all(|guest| guest.history.has_past) {
+        let unknown = |guest: &Guest| guest.history.past == Past::Unknown;
+        if !self.guests.iter().any(unknown) {
             return;
         }
         let command = StoreCommand::List { guest: None };
-        if self
-            .keeping
-            .ask(What::Stored { command }, Asked::History)
-            .is_ok()
-        {
-            // Once, whatever comes of it.
-            (self.guests.iter_mut()).for_each(|guest| guest.history.has_past = true);
+        let what = What::Stored { command };
+        if self.keeping.ask(what, Asked::History).is_ok() {
+            let asked = self.guests.iter_mut().filter(|guest| unknown(guest));
+            asked.for_each(|guest| guest.history.past = Past::Asked);
         }
     }
 
     /// The store has listed it.
     pub(super) fn history_listed(&mut self, list: &Value) {
         let all = list.get("snapshots").and_then(Value::as_array);
-        for guest in &mut self.guests {
+        let guests = self.guests.iter_mut();
+        for guest in guests.filter(|guest| guest.history.past == Past::Asked) {
             let all = all.into_iter().flatten();
             let own =
                 all.filter(|one| one.get("guest").and_then(Value::as_str) == Some(&guest.name));
