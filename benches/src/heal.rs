@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use tests::Image;
 
 use crate::metric::{Clock, Metric, median};
-use crate::whole;
+use crate::whole::{Guests, Whole};
 
 /// Memory of the guest in MiB.
 const MIB: u32 = 512;
@@ -18,16 +18,22 @@ pub fn measure(image: &Image, lab: &[u8]) -> Result<Vec<Metric>> {
     let rules = format!(
         "[guest.checkpoints]\nevery = 2\n[guest.health]\ngood-after = 3\nrestores = {FALLS}\n"
     );
-    let mut machine = whole::boot(image, lab, folder.path(), MIB, "fall", &rules)?;
+    let guests = Guests {
+        count: 1,
+        mib: MIB,
+        work: "fall",
+        rules: &rules,
+    };
+    let mut machine = Whole::new(image, lab, folder.path(), &guests)?.boot(image)?;
     let console = &mut machine.console;
     let mut took = Vec::new();
     for _ in 0..FALLS {
-        console.expect("host: g: fell (its kernel has panicked), stands ")?;
+        console.expect("host: g1: fell (its kernel has panicked), stands ")?;
         let text = console.expect(" ms later on snapshot ")?;
         let ms = text.trim_end_matches(" ms later on snapshot ").parse();
         took.push(ms.with_context(|| format!("The console said {text:?}"))?);
     }
-    console.send("kill g\r")?;
+    console.send("kill g1\r")?;
     console.send("poweroff\r")?;
     machine.wait_off()?;
     let took = median(took).context("It never stood")?;

@@ -10,6 +10,7 @@ pub mod many;
 pub mod metric;
 pub mod net;
 pub mod pause;
+pub mod resume;
 pub mod start;
 pub mod store;
 pub mod whole;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use tests::{Console, Image};
 
 use crate::metric::{Clock, Metric, median};
-use crate::whole;
+use crate::whole::{Guests, Whole};
 
 /// Memory of the guests in MiB, each with the end of its metric's name; the first is what is promised.
 const SIZES: [(u32, &str); 3] = [(1024, ""), (256, ".256m"), (4096, ".4g")];
@@ -50,20 +50,26 @@ struct Told {
 
 fn snapshots(image: &Image, lab: &[u8], mib: u32, work: &str) -> Result<Vec<Told>> {
     let folder = tempfile::tempdir()?;
-    let mut machine = whole::boot(image, lab, folder.path(), mib, work, "")?;
+    let guests = Guests {
+        count: 1,
+        mib,
+        work,
+        rules: "",
+    };
+    let mut machine = Whole::new(image, lab, folder.path(), &guests)?.boot(image)?;
     let console = &mut machine.console;
-    console.expect("daruma: g: ready: ")?;
+    console.expect("daruma: g1: ready: ")?;
     let told = (0..SNAPSHOTS).map(|_| snapshot(console)).collect();
-    console.send("kill g\r")?;
-    console.expect("daruma: g: stopped")?;
+    console.send("kill g1\r")?;
+    console.expect("daruma: g1: stopped")?;
     console.send("poweroff\r")?;
     machine.wait_off()?;
     told
 }
 
 fn snapshot(console: &mut Console) -> Result<Told> {
-    console.send("snapshot g\r")?;
-    console.expect("snapshot g\r\n")?;
+    console.send("snapshot g1\r")?;
+    console.expect("snapshot g1\r\n")?;
     let before = console.expect(" of memory, paused for ")?;
     let pause = console.expect(" ms")?;
     let mut words = before

@@ -15,7 +15,7 @@ use std::thread;
 use ::tests::Image;
 use anyhow::{Context, Error, Result, bail};
 use benches::laboratory::Laboratory;
-use benches::{Metric, blk, chain, heal, many, metric, net, pause, start, store};
+use benches::{Metric, blk, chain, heal, many, metric, net, pause, resume, start, store};
 use clap::Parser;
 
 /// Measures the whole chain in virtual time.
@@ -52,7 +52,7 @@ struct Benches {
     lab: Vec<u8>,
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     Part {
         names: &["size"],
         what: "what lies in flash",
@@ -94,9 +94,14 @@ const PARTS: [Part; 13] = [
         measure: |benches| pause::idle(&benches.image, &benches.lab),
     },
     Part {
-        names: &["heal."],
+        names: &["heal.detect_to_ready_ms"],
         what: "a guest that falls and stands up again",
         measure: |benches| heal::measure(&benches.image, &benches.lab),
+    },
+    Part {
+        names: &["heal.resume"],
+        what: "a machine that is switched on again with its guests",
+        measure: |benches| resume::measure(&benches.image, &benches.lab),
     },
     Part {
         names: &["snap.fork_"],
