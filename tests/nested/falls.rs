@@ -22,6 +22,8 @@ use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
 const FALLS: usize = 200;
 /// How often the host is asked, about once a second, before a guest counts as not having stood up.
 const POLLS: u32 = 600;
+/// Looks at a guest that stands, about a second apart, before it is knocked over again: more than `good-after`.
+const HEALTHY: u32 = 4;
 /// MiB of each guest's root.
 const ROOT_MIB: u64 = 12;
 
@@ -95,10 +97,7 @@ cmdline = "console=ttyS0 quiet root=/dev/vda rw{doom}"
 ready = {{ console = "pocket login:" }}
 network = "none"
 [guest.checkpoints]
-every = 4
-seconds = 20
-minutes = 0
-hours = 0
+every = 20
 [guest.health]
 good-after = 2
 restores = {restores}
@@ -133,12 +132,17 @@ fn disk(image: &Image, folder: &Path) -> Result<PathBuf> {
     image::machine_disk(folder, 3072, &files)
 }
 
-/// What the host says of all guests, asked for in its shell.
+/// What the host's program says in the host's shell.
+fn daruma(console: &mut Console, words: &str) -> Result<Value> {
+    let text = ask(console, &format!("daruma {words} --json 2>/dev/null"))?;
+    let ends = text.find('{').zip(text.rfind('}'));
+    let (from, to) = ends.with_context(|| format!("no JSON of {words:?}: {text:?}"))?;
+    serde_json::from_str(&text[from..=to]).with_context(|| format!("{words:?} says {text:?}"))
+}
+
+/// What it says of all guests.
 fn described(console: &mut Console) -> Result<Vec<Value>> {
-    let text = ask(console, "daruma guest list --json")?;
-    let (from, to) = (text.find('{'), text.rfind('}'));
-    let (from, to) = from.zip(to).with_context(|| format!("no JSON: {text:?}"))?;
-    let mut all: Value = serde_json::from_str(&text[from..=to])?;
+    let mut all = daruma(console, "guest list")?;
     serde_json::from_value(all["guests"].take()).context("guests are not listed")
 }
 
@@ -151,23 +155,25 @@ fn number(guest: &Value, key: &str) -> u64 {
 struct Victim {
     /// How often it had stood up when it was knocked over, each time, and in the end.
     stood: Vec<u64>,
-    /// The snapshot that was the newest good one when it stood.
-    old: Option<Value>,
+    /// In how many looks at it, about one a second, it has stood since.
+    seen: u32,
+    /// The first snapshot of it that has what only its memory has.
+    first: u64,
 }
 
 impl Victim {
-    /// Whether it stands again by now, and has had a good snapshot since.
+    /// Whether it stands again by now and has been healthy for a while: how often it has stood up.
     fn stands(&mut self, guest: &Value) -> Option<u64> {
         let stands = number(guest, "stands");
-        let before = self.stood.last().is_none_or(|before| stands > *before);
-        if guest["state"] != "ready" || number(guest, "falls") != stands || !before {
-            self.old = None;
+        let has_stood = self.stood.last().is_none_or(|before| stands > *before);
+        // What it can go back to.
+        let is_safe = number(&guest["last_good"], "snapshot") >= self.first;
+        if guest["state"] != "ready" || number(guest, "falls") != stands || !has_stood || !is_safe {
+            self.seen = 0;
             return None;
         }
-        let good = &guest["last_good"]["snapshot"];
-        let old = self.old.get_or_insert_with(|| good.clone());
-        let again = !good.is_null() && (self.stood.is_empty() || old != good);
-        again.then_some(stands)
+        self.seen += 1;
+        (self.seen >= HEALTHY).then_some(stands)
     }
 }
 
@@ -193,6 +199,9 @@ fn knock_over(console: &mut Console, victims: &[(usize, &Place)]) -> Result<()> 
 /// Knocks each guest over so many times, whenever it stands.
 fn campaign(console: &mut Console, rounds: usize) -> Result<[Victim; GUESTS]> {
     let mut victims: [Victim; GUESTS] = Default::default();
+    for (guest, victim) in victims.iter_mut().enumerate() {
+        victim.first = number(&daruma(console, &format!("snapshot take g{guest}"))?, "id");
+    }
     let mut idle = 0;
     loop {
         let all = described(console)?;
@@ -203,7 +212,7 @@ fn campaign(console: &mut Console, rounds: usize) -> Result<[Victim; GUESTS]> {
                 continue;
             }
             if let Some(stands) = victim.stands(guest) {
-                victim.old = None;
+                victim.seen = 0;
                 victim.stood.push(stands);
                 falling.push((number, &WAYS[(number + victim.stood.len()) % WAYS.len()].1));
                 idle = 0;

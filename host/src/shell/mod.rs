@@ -10,6 +10,7 @@ mod loop_device;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +30,10 @@ use crate::supervisor::set_nonblocking;
 /// Flash file that the shell's tools come from.
 const IMAGE: &str = "guest/pocket/root.erofs";
 const ROOT: &str = "/run/daruma/shell";
+/// Where the shell finds this program: in what both roots have.
+const BIN: &str = "/run/daruma/bin";
+/// The host's program wherever it lies: process 1 runs it.
+const PROGRAM: &str = "/proc/1/exe";
 /// The host's file systems that its tools are for.
 const SHARED: [&str; 4] = ["proc", "sys", "dev", "run"];
 
@@ -127,7 +132,9 @@ fn mount_tools(image: &Path, root: &Path) -> Result<(), ShellError> {
         mount(Some(&from), &to, None::<&str>, flags, None::<&str>)
             .map_err(|error| step("bind", &to)(error.into()))?;
     }
-    Ok(())
+    let bin = Path::new(BIN);
+    fs::create_dir_all(bin).map_err(step("create", bin))?;
+    symlink(PROGRAM, bin.join("daruma")).map_err(step("make a link in", bin))
 }
 
 fn start(root: &Path) -> io::Result<Shell> {
@@ -140,7 +147,7 @@ fn start(root: &Path) -> io::Result<Shell> {
         .arg0("-sh")
         .env_clear()
         .envs([
-            ("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),
+            ("PATH", "/bin:/sbin:/usr/bin:/usr/sbin:/run/daruma/bin"),
             ("TERM", "linux"),
             ("HOME", "/"),
         ])

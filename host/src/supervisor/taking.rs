@@ -14,6 +14,10 @@ use crate::clock;
 use crate::remote::Answer;
 use crate::snapshots::{Begin, CHECKPOINT, Found, NOTE, Origin, READY, StoreCommand, What};
 
+/// After a checkpoint a guest has none for so many times as long as that took: a machine that can hardly keep up is not to be
+/// busy with checkpoints alone.
+const REST: u32 = 3;
+
 /// Labels of a snapshot.
 pub(super) fn labels<const N: usize>(names: [&str; N]) -> BTreeMap<String, String> {
     names.map(|it| (it.to_owned(), "yes".to_owned())).into()
@@ -86,7 +90,9 @@ impl Supervisor {
         let guest = &mut self.guests[index];
         let rule = guest.config.as_ref().and_then(|config| config.checkpoints);
         if guest.state == State::Ready {
-            guest.next_checkpoint = rule.map(|rule| begun + rule.every);
+            let now = clock::now();
+            let rest = REST * now.saturating_sub(begun);
+            guest.next_checkpoint = rule.map(|rule| (begun + rule.every).max(now + rest));
         }
         // One that ended meanwhile has other troubles.
         if guest.vm().is_none() {
