@@ -15,6 +15,9 @@ use crate::console::HUNG;
 use crate::emulation;
 use crate::record::Record;
 
+/// As the search path has it: `cargo xtask` puts the one first that will do.
+const QEMU: &str = "qemu-system-x86_64";
+
 /// Which clock the machine has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -209,7 +212,7 @@ impl Builder {
     pub fn boot(self) -> Result<Qemu> {
         let folder = tempfile::tempdir()?;
         let socket = folder.path().join("monitor");
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU);
         let accelerator = match (self.clock, hardware_nesting()) {
             (Clock::Virtual, _) => {
                 command.args(["-accel", "tcg,thread=single"]);
@@ -229,7 +232,7 @@ impl Builder {
             "kvm" => "host",
             // There is one guest, and shadowed page tables would count.
             "tcg-icount" => "EPYC,+svm,+npt",
-            _ => emulation::cpu()?,
+            _ => emulation::cpu(Path::new(QEMU))?,
         };
         let board = match self.source {
             Source::Uefi {

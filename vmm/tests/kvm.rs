@@ -311,12 +311,12 @@ fn a_guest_runs_in_memory_that_virtiofsd_shares() {
     }
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
-    let mut program = std::process::Command::new("/usr/lib/qemu/virtiofsd")
+    let mut program = std::process::Command::new("virtiofsd")
         .arg(format!("--socket-path={}", socket.display()))
         .args(["-f", "-o"])
         .arg(format!("source={}", folder.path().display()))
         .spawn()
-        .unwrap();
+        .expect("virtiofsd is on the search path of `cargo xtask test`");
     while !socket.exists() {
         assert!(program.try_wait().unwrap().is_none(), "virtiofsd has ended");
         std::thread::sleep(std::time::Duration::from_millis(10));

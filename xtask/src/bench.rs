@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::cargo::{self, cargo};
+use crate::emulator::Emulator;
 use crate::image::{self, product};
 use crate::paths::Paths;
 use crate::ui::{self, Step};
@@ -31,7 +32,11 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     drop(step);
 
     let mut bench = std::process::Command::new(paths.target.join("debug/bench"));
-    bench.arg("--lab").arg(lab).env("DARUMA_IMAGE", folder);
+    bench
+        .env("PATH", Emulator::for_machine(paths)?.search_path())
+        .env("DARUMA_IMAGE", folder)
+        .arg("--lab")
+        .arg(lab);
     if let Some(file) = &options.json {
         bench.arg("--json").arg(file);
     }

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
+use crate::emulator;
 use crate::paths::Paths;
 use crate::qemu;
 use crate::requirements::{self, Probe};
@@ -78,6 +79,12 @@ fn tools() -> bool {
     }
     if let Ok(version) = tool::output(Command::new("qemu-system-x86_64").arg("--version")) {
         println!("  {}", version.lines().next().unwrap_or_default());
+        if emulator::installed_is_sound().is_ok_and(|sound| !sound) {
+            println!(
+                "  Its emulation of AMD-V loses guests: where the machine is emulated, `run` and `test` take QEMU 7.2 of \
+                 Debian 12, unpacked into the cache."
+            );
+        }
     }
     if missing.is_empty() {
         println!("  Nothing is missing.");
@@ -153,12 +160,14 @@ fn cache(paths: &Paths) {
             "kernel" => "built kernels",
             "kernel-source" => "only needed to build a kernel again: may be removed",
             "debian" => "root file systems of the guest `debian`",
+            "debian-two-kernels" => "one with two kernels, for tests",
+            "emulator" => "QEMU 7.2, where the installed one loses guests",
             "pocket" => "root file systems of the guest `pocket`",
             "apt" => "package lists",
             "busybox" => "the program that `pocket` is made of",
             _ => "",
         };
-        println!("  {:>12}  {name:<14} {note}", ui::size(occupied(&part)));
+        println!("  {:>12}  {name:<18} {note}", ui::size(occupied(&part)));
     }
     println!("  All of it may be removed at any time; it is made again when needed.");
 }

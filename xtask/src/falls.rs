@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cargo::{self, cargo};
+use crate::emulator::Emulator;
 use crate::paths::Paths;
 use crate::{image, setup};
 
@@ -14,7 +15,7 @@ const LONG: u64 = 1_000;
 
 #[derive(Args)]
 pub struct Options {
-    /// A thousand falls, which takes most of an hour; otherwise about a hundred
+    /// A thousand falls instead of two hundred
     #[arg(long)]
     long: bool,
 }
@@ -25,6 +26,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let mut command = cargo(&["test", "--package", "tests", "--test", "nested"]);
     command.args(["falls", "--", "--ignored", "--nocapture"]);
     command
+        .env("PATH", Emulator::for_tests(paths)?.search_path())
         .env("DARUMA_IMAGE", image)
         .env("DARUMA_NESTED_RECORDS", paths.nested());
     if options.long {

@@ -11,6 +11,7 @@ mod cache;
 mod cargo;
 mod crash;
 mod doctor;
+mod emulator;
 mod falls;
 mod fuzz;
 mod guests;

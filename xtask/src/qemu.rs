@@ -14,12 +14,12 @@ const CPUS: u32 = 2;
 /// Port of the host in the machine that leads to the page of `web`: see `configs/default.toml`.
 const PUBLISHED: u16 = 8080;
 
-/// QEMU with the ROM in `image` at the reset vector, its disk, and a network card; no terminal or screen yet. `emulated` is
+/// `program`, a QEMU, with the ROM in `image` at the reset vector, its disk, and a network card; no terminal or screen yet. `emulated` is
 /// the processor where there is no hardware to lend.
 ///
 /// The card's network is QEMU's own: it needs no rights, and `port` of this computer leads to [`PUBLISHED`] there.
-pub fn command(image: &Path, emulated: Option<&str>, port: u16) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+pub fn command(program: &Path, image: &Path, emulated: Option<&str>, port: u16) -> Command {
+    let mut command = Command::new(program);
     command.env("PATH", tool::search_path()).args(["-M", "q35"]);
     match emulated {
         None => command.args(["-accel", "kvm", "-cpu", "host"]),
@@ -70,11 +70,12 @@ mod tests {
 
     #[test]
     fn translation_emulates_what_the_guests_need() {
-        let cpu = Some("EPYC,+svm,+npt");
-        let typed = as_typed(&command(Path::new("target/image"), cpu, 8081));
+        let cpu = Some("EPYC,+svm,-npt");
+        let (program, image) = (Path::new("qemu-system-x86_64"), Path::new("target/image"));
+        let typed = as_typed(&command(program, image, cpu, 8081));
         assert_eq!(
             typed,
-            "qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -m 3072 -smp 2 \
+            "qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu EPYC,+svm,-npt -m 3072 -smp 2 \
              -bios target/image/daruma.rom -drive file=target/image/disk.img,format=raw,if=virtio \
              -netdev user,id=wire,hostfwd=tcp:127.0.0.1:8081-:8080 -device virtio-net-pci,netdev=wire"
         );

@@ -48,7 +48,7 @@ const fn file(path: &'static str, package: &'static str, why: &'static str) -> R
 const KERNEL: &str = "builds the kernel";
 const GUESTS: &str = "makes the guests' file systems";
 
-const ALWAYS: [Requirement; 26] = [
+const ALWAYS: [Requirement; 27] = [
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -69,6 +69,7 @@ const ALWAYS: [Requirement; 26] = [
         "strace",
         "sees which system calls the VMM makes in tests",
     ),
+    program("cpio", "cpio", "lists our archives in tests"),
     program("gcc", "gcc", KERNEL),
     program("c++", "g++", "builds the engine of the fuzz targets"),
     program("make", "make", KERNEL),

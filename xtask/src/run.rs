@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tests::emulation;
 
+use crate::emulator::Emulator;
 use crate::image;
 use crate::paths::Paths;
 use crate::qemu;
@@ -25,13 +26,13 @@ pub struct Options {
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let image = image::build(paths, &image::Options::keep())?;
-    let world = World::detect();
-    let emulated = match world.acceleration() {
+    let program = Emulator::for_machine(paths)?.program();
+    let emulated = match World::detect().acceleration() {
         Acceleration::Kvm => None,
-        Acceleration::Tcg => Some(emulation::cpu()?),
+        Acceleration::Tcg => Some(emulation::cpu(&program)?),
     };
     let port = qemu::free_port().context("Could not find a free port on this computer")?;
-    let mut command = qemu::command(&image, emulated, port);
+    let mut command = qemu::command(&program, &image, emulated, port);
     if !options.screen {
         command.args(["-display", "none"]);
     }
@@ -52,7 +53,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let mut qemu = command
         .stderr(Stdio::piped())
         .spawn()
-        .context("Could not start qemu-system-x86_64")?;
+        .context("Could not start QEMU")?;
     if let Some(words) = qemu.stderr.take() {
         forward_errors(BufReader::new(words));
     }

@@ -14,6 +14,7 @@ use clap::Args;
 use self::libtest::Tally;
 use self::nested::Boots;
 use crate::cargo::{self, cargo};
+use crate::emulator::Emulator;
 use crate::image;
 use crate::paths::Paths;
 use crate::{fuzz, setup, ui};
@@ -40,8 +41,9 @@ struct Part {
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let mut parts = Vec::new();
+    setup::run(paths)?;
+    let programs = Emulator::for_tests(paths)?.search_path();
     if !options.nested_only {
-        setup::run(paths)?;
         if options.filter.is_none() {
             parts.push(check("format", paths, &["fmt", "--all", "--check"])?);
             let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
@@ -77,11 +79,11 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         }
         fs::create_dir_all(&traces)
             .with_context(|| format!("Could not create {}", traces.display()))?;
-        parts.push(tests("unit tests", paths, &workspace, options)?);
+        parts.push(tests("unit tests", paths, &programs, &workspace, options)?);
         if options.filter.is_none() {
             let rules = ["test", "--package", "vmm", "--test", "system_calls"];
             let rules = [&rules[..], &["--", "--ignored", "--nocapture"]].concat();
-            parts.push(tests("system calls", paths, &rules, options)?);
+            parts.push(tests("system calls", paths, &programs, &rules, options)?);
         }
         let rules = [
             "test",
@@ -92,13 +94,13 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             "--test",
             "workspace",
         ];
-        parts.push(tests("workspace", paths, &rules, options)?);
+        parts.push(tests("workspace", paths, &programs, &rules, options)?);
         if options.filter.is_none() {
             parts.push(fuzz_targets(paths)?);
         }
     }
     if !options.unit_only {
-        parts.push(nested_tests(paths, options)?);
+        parts.push(nested_tests(paths, &programs, options)?);
     }
     let (passed, failed) = summarize(&parts);
     println!("{passed} passed, {failed} failed");
@@ -129,11 +131,20 @@ fn check(name: &'static str, paths: &Paths, arguments: &[&str]) -> Result<Part> 
     })
 }
 
-fn tests(name: &'static str, paths: &Paths, arguments: &[&str], options: &Options) -> Result<Part> {
+/// Runs tests that find other programs by the search path `programs`.
+fn tests(
+    name: &'static str,
+    paths: &Paths,
+    programs: &str,
+    arguments: &[&str],
+    options: &Options,
+) -> Result<Part> {
     let start = Instant::now();
     say(name);
     let mut command = cargo(arguments);
-    command.env("DARUMA_TRACES", paths.traces());
+    command
+        .env("PATH", programs)
+        .env("DARUMA_TRACES", paths.traces());
     command.args(&options.filter);
     let tally = cargo_test(&mut command, paths)?;
     Ok(Part {
@@ -172,7 +183,7 @@ fn fuzz_targets(paths: &Paths) -> Result<Part> {
 }
 
 /// Real guests in a nested machine, one test after the other: each has the whole computer.
-fn nested_tests(paths: &Paths, options: &Options) -> Result<Part> {
+fn nested_tests(paths: &Paths, programs: &str, options: &Options) -> Result<Part> {
     let image = image::build(paths, &image::Options::for_tests())?;
     let start = Instant::now();
     say("nested tests");
@@ -193,6 +204,7 @@ fn nested_tests(paths: &Paths, options: &Options) -> Result<Part> {
         .args(&options.filter)
         .args(["--", "--test-threads=1"]);
     command
+        .env("PATH", programs)
         .env("DARUMA_IMAGE", image)
         .env("DARUMA_NESTED_RECORDS", &records);
     let mut tally = cargo_test(&mut command, paths)?;
