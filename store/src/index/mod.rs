@@ -16,6 +16,7 @@ use redb::{
     ReadableTableMetadata, Table, TableDefinition, TableError, WriteTransaction,
 };
 
+use self::backend::Failure;
 pub use self::refs::Counts;
 use crate::error::{Error, Result};
 use crate::hash::Digest;
@@ -95,6 +96,7 @@ pub struct Index {
     db: Db,
     /// Whether a commit has failed. Whether it is durable is not known then, and nothing may be written over.
     failed: AtomicBool,
+    failure: Failure,
 }
 
 impl fmt::Debug for Index {
@@ -109,24 +111,27 @@ impl Index {
         const DOING: &str = "open the database";
         let mut builder = Builder::new();
         builder.set_cache_size(cache);
-        let file = backend::File(file);
-        if read_only {
+        let file = backend::File::new(file);
+        let failure = file.failure();
+        let db = if read_only {
             let database = builder.open_read_only_with_backend(file);
-            return Ok(Self::of(Db::ReadOnly(
-                database.map_err(Error::index(DOING))?,
-            )));
-        }
-        let database = builder.create_with_backend(file);
-        Ok(Self::of(Db::Writable(
-            database.map_err(Error::index(DOING))?,
-        )))
-    }
-
-    fn of(db: Db) -> Self {
-        Self {
+            Db::ReadOnly(database.map_err(Error::index(DOING))?)
+        } else {
+            let database = builder.create_with_backend(file);
+            Db::Writable(database.map_err(Error::index(DOING))?)
+        };
+        let index = Self {
             db,
             failed: AtomicBool::new(false),
-        }
+            failure,
+        };
+        index.written(DOING).map(|()| index)
+    }
+
+    /// Whether all that was written got into the file.
+    fn written(&self, doing: &'static str) -> Result<()> {
+        let why = self.failure.why().map(redb::Error::Io);
+        why.map_or(Ok(()), |why| Err(Error::index(doing)(why)))
     }
 
     /// Whether a change has a chance.
@@ -180,7 +185,10 @@ impl Index {
                 fail(error);
             }
         })?;
-        (txn.commit().map_err(Error::index(doing))).inspect_err(fail)?;
+        // What did not get into the file is no more to be seen than needed.
+        self.written(doing).inspect_err(fail)?;
+        let committed = txn.commit().map_err(Error::index(doing));
+        (committed.and_then(|()| self.written(doing))).inspect_err(fail)?;
         Ok(value)
     }
 }

@@ -81,7 +81,7 @@ fn in_recovery(medium: &Simulated, allowed: &[State], what: &dyn Fn() -> String)
 }
 
 /// Every chunk is there, with its hash, and every reference is counted.
-fn whole(store: &Store, what: &dyn Fn() -> String) {
+pub fn whole(store: &Store, what: &dyn Fn() -> String) {
     let verified = store.verify(&mut |_| {}).unwrap();
     let problems = verified.problems;
     assert!(problems.is_empty(), "{}: {problems:?}", what());

@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use store::medium::Medium;
 use store::medium::sim::{Failing, Image, Simulated};
-use store::{Error, Store};
+use store::{Error, Options, Store};
 
-use crate::check::check;
+use crate::check::{check, whole};
 use crate::workload::{Dice, Shown, State, options, snapshot, step};
 
 const STEPS: usize = 8;
 
 fn open(medium: &Simulated) -> Result<Store, Error> {
     let shared: Arc<dyn Medium> = Arc::new(medium.clone());
-    Store::open(shared, options())
+    // What is read comes from the disk.
+    let options = Options {
+        cache: 0,
+        ..options()
+    };
+    Store::open(shared, options)
 }
 
 /// A store with something in it.
@@ -48,7 +53,14 @@ fn work(medium: &Simulated, seed: u64, states: &[State]) -> Option<(Vec<State>, 
         let goes_on = snapshot(&store, &mut dice, None, true);
         match goes_on {
             Ok(()) => allowed = vec![Some(Shown::of(&store))],
-            Err(error) => assert!(!error.to_string().is_empty()),
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                // Who has it open, and whose disk can still be read, has all of it.
+                let what = || format!("seed {seed}, read after {error:?}");
+                let shown = Some(Shown::of(&store));
+                assert!(allowed.contains(&shown), "{}: {shown:?}", what());
+                whole(&store, &what);
+            }
         }
         return Some((allowed, error));
     }
