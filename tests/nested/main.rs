@@ -13,6 +13,7 @@ mod healing;
 mod hostile;
 mod hotplug;
 mod loaders;
+mod lost_disk;
 mod netboot;
 mod network;
 mod power_cut;

@@ -81,8 +81,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             .with_context(|| format!("Could not create {}", traces.display()))?;
         parts.push(tests("unit tests", paths, &programs, &workspace, options)?);
         if options.filter.is_none() {
-            let rules = ["test", "--package", "vmm", "--test", "system_calls"];
-            let rules = [&rules[..], &["--", "--ignored", "--nocapture"]].concat();
+            // Of the same packages: others would have their dependencies built anew, with other features.
+            let rules = ["--test", "system_calls", "--", "--ignored", "--nocapture"];
+            let rules = [&workspace[..], &rules].concat();
             parts.push(tests("system calls", paths, &programs, &rules, options)?);
         }
         let rules = [

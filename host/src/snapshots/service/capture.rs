@@ -1,7 +1,7 @@
 //! One VMM's live channel: a snapshot of the guest while it runs, from the order to the commit.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,8 +17,8 @@ pub const RAM: &str = "ram";
 pub const STATE: &str = "state";
 /// Before the name of a drive.
 pub const DISK: &str = "disk:";
-/// How long the VMM may say nothing: it gives up itself before that.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the VMM may say nothing: it gives up itself before that. Tests have less of it.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 30 });
 
 /// Why there is no snapshot.
 #[derive(Debug, Error)]
@@ -29,21 +29,35 @@ pub enum TakeError {
     /// The VMM could not.
     #[error("the VMM took no snapshot: {0}")]
     Vmm(String),
-    /// The VMM is gone, or says nothing.
+    /// The VMM is gone.
     #[error("the VMM's end of the live channel does not answer")]
     Channel(#[source] io::Error),
+    /// It says nothing. What it says later is passed over.
+    #[error("the VMM has been silent for {} s: this computer is too busy, or the VMM is stopped", PATIENCE.as_secs())]
+    Silent,
     /// It said what it may not say.
     #[error("the VMM said what cannot be understood")]
-    Protocol(#[from] ProtocolError),
+    Protocol(#[source] ProtocolError),
     /// It said what it may not say there.
     #[error("the VMM said something else than expected: {0}")]
     Order(&'static str),
 }
 
+impl From<ProtocolError> for TakeError {
+    fn from(error: ProtocolError) -> Self {
+        match error {
+            // What a socket's time limit ends with.
+            ProtocolError::Io(error) if error.kind() == ErrorKind::WouldBlock => Self::Silent,
+            ProtocolError::Io(error) => Self::Channel(error),
+            error => Self::Protocol(error),
+        }
+    }
+}
+
 impl TakeError {
     /// Whether another snapshot can be taken over the same channel.
     fn leaves_channel(&self) -> bool {
-        matches!(self, Self::Vmm(_))
+        matches!(self, Self::Vmm(_) | Self::Silent | Self::Store(_))
     }
 }
 
@@ -107,11 +121,7 @@ impl Channel {
             return Err(TakeError::Order("the channel broke off earlier"));
         };
         let taken = self.take_over(&stream, errand, progress);
-        if taken
-            .as_ref()
-            .err()
-            .is_none_or(|error| error.leaves_channel() || matches!(error, TakeError::Store(_)))
-        {
+        if taken.as_ref().err().is_none_or(TakeError::leaves_channel) {
             self.stream = Some(stream);
         }
         taken
@@ -193,7 +203,7 @@ impl Channel {
         loop {
             let report = self.decoder.receive(&mut reader)?;
             let Some(report) = report else {
-                return Err(TakeError::Channel(io::ErrorKind::UnexpectedEof.into()));
+                return Err(TakeError::Channel(ErrorKind::UnexpectedEof.into()));
             };
             match report {
                 Report::Memory(memory) if memory.number == number => {
@@ -259,6 +269,7 @@ impl Draft {
 }
 
 fn say(mut stream: &UnixStream, order: &Order) -> Result<(), TakeError> {
+    // Cut off anywhere, it is of no use any more.
     stream
         .write_all(&order.encode())
         .map_err(TakeError::Channel)

@@ -484,6 +484,36 @@ fn a_vmm_that_dies_or_lies_leaves_no_snapshot() {
 }
 
 #[test]
+fn a_vmm_that_is_silent_for_too_long_has_snapshots_again_later() {
+    let mut desk = Desk::new();
+    let channel = desk.channel("web");
+    let vmm = thread::spawn(move || {
+        let mut decoder = Decoder::<Order>::new();
+        let mut hear = || decoder.receive(&mut &channel).unwrap().unwrap();
+        assert!(matches!(hear(), Order::Take(_)));
+        assert!(matches!(hear(), Order::Lost(_)), "for want of an answer");
+        // What it comes to say of that one is too late.
+        let (number, pause_us, pages) = (1, 7, 0);
+        let late = Report::End(End {
+            number,
+            pause_us,
+            pages,
+        });
+        (&channel).write_all(&late.encode()).unwrap();
+        play(&channel, &[3], 0xcc, || ())
+    });
+    let error = loop {
+        match desk.take("web") {
+            Err(error) if error.contains("does not run") => {}
+            done => break done.unwrap_err(),
+        }
+    };
+    assert!(error.contains("silent"), "{error}");
+    desk.take("web").unwrap();
+    assert!(matches!(vmm.join().unwrap(), Order::Kept(_)));
+}
+
+#[test]
 fn a_store_of_another_machine_or_a_foreign_folder_is_refused_with_the_reason() {
     let desk = Desk::new();
     let folder = desk.end();
