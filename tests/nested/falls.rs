@@ -38,7 +38,12 @@ use Place::{Inside, Vmm};
 
 /// What knocks a guest over. Each goes through all ways.
 const WAYS: [(&str, Place); 12] = [
-    ("panic", Inside("echo c > /proc/sysrq-trigger")),
+    (
+        "panic",
+        Inside(
+            "echo 2 > /proc/sys/vm/panic_on_oom; mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k",
+        ),
+    ),
     (
         "process 1 overwritten",
         Inside(
@@ -75,8 +80,8 @@ const STEADY: &str = "steady";
 /// One that falls soon after it is ready, however it was begun.
 const DOOMED: &str = "doomed";
 
-/// What the doomed guest has for process 1.
-const DOOM: &str = "#!/bin/sh\nmount -t proc none /proc\necho pocket login:\nsleep 8\necho c > /proc/sysrq-trigger\n";
+/// What the doomed guest has for process 1, whose end is a panic.
+const DOOM: &str = "#!/bin/sh\nmount -t proc none /proc\necho pocket login:\nsleep 8\n";
 
 fn machine_file() -> String {
     let mut file = "[machine]\nname = \"falls\"\n[store]\npath = \"disk:store\"\n".to_owned();

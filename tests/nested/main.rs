@@ -9,11 +9,12 @@ mod default_machine;
 mod disks;
 mod falls;
 mod forks;
+mod full_disk;
 mod healing;
 mod hostile;
 mod hotplug;
 mod loaders;
-mod lost_disk;
+
 mod netboot;
 mod network;
 mod power_cut;

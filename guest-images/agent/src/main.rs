@@ -38,6 +38,8 @@ struct Agent {
     every: Option<Duration>,
     next: Instant,
     call_at: Instant,
+    /// No check was made since the host was called.
+    fresh: bool,
     beat: u64,
     checks: Checks,
     state: State,
@@ -51,6 +53,7 @@ fn main() {
         every: None,
         next: now,
         call_at: now,
+        fresh: true,
         beat: 0,
         checks: Checks::new(),
         state: State::open(),
@@ -87,6 +90,7 @@ impl Agent {
             self.call_at = now + AGAIN;
             self.host = Host::call();
             self.every = None;
+            self.fresh = true;
         }
         self.listen(now);
         if let Some(verdict) = self.checks.look(passed) {
@@ -99,7 +103,13 @@ impl Agent {
         if self.checks.under_way() {
             return self.say(None, false);
         }
-        if let Err(fault) = self.checks.start(every) {
+        // A restored guest gets its memory page by page, among others that begin as well.
+        let patience = if std::mem::take(&mut self.fresh) {
+            2
+        } else {
+            1
+        };
+        if let Err(fault) = self.checks.start(patience * every) {
             self.say(Some(Err(fault)), false);
         }
     }

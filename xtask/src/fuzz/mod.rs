@@ -148,7 +148,8 @@ fn run_all(
         }
         Ok(())
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    // Some targets wait for threads of their own most of the time.
+    let threads = 1 + thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let mut results = running.into_iter().map(|thread| {
