@@ -14,7 +14,6 @@ mod healing;
 mod hostile;
 mod hotplug;
 mod loaders;
-
 mod netboot;
 mod network;
 mod power_cut;
