@@ -60,6 +60,7 @@ const FALLS: [(&str, &[&str]); 3] = [
         &[
             "unhealthy: its agent says: ",
             "unhealthy: no sign of life for ",
+            "unhealthy: its watchdog expired",
         ],
     ),
 ];

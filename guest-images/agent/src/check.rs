@@ -12,7 +12,8 @@ use crate::witness::{Testimony, Witness};
 /// A loaded guest is no fallen guest, nor is one whose memory still comes from a snapshot: so many intervals are what a
 /// check may take, the wait for it and that make two of the host's heartbeats.
 const INTERVALS: u32 = 3;
-/// And no check may take less than this.
+/// One that ended well, and took longer than half an interval and this, says nothing: a guest that is filling up with
+/// processes may still get one through. No check may take less.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Exit codes of the child before it is another program: no program that does nothing ends with these.
@@ -86,6 +87,8 @@ struct UnderWay {
     /// How long it has taken, and how long it may.
     taken: Duration,
     limit: Duration,
+    /// If it takes longer than this, nobody knows how the guest is.
+    slow: Duration,
     late: bool,
 }
 
@@ -127,6 +130,7 @@ impl Checks {
             child,
             taken: Duration::ZERO,
             limit: PATIENCE.max(INTERVALS * every),
+            slow: PATIENCE.max(every / 2),
             late: false,
         });
         Ok(())
@@ -145,15 +149,17 @@ impl Checks {
         }
     }
 
-    /// What the check has found, if it has. `passed` is the time since this was last asked.
-    pub fn look(&mut self, passed: Duration) -> Option<Verdict> {
+    /// What the check has found, if it has ended or should have; nothing if it has taken too long to say that all is well.
+    /// `passed` is the time since this was last asked.
+    pub fn look(&mut self, passed: Duration) -> Option<Option<Verdict>> {
         let ended = reap(self.under_way.as_ref().map(|it| it.child));
         let under_way = self.under_way.as_mut()?;
-        if let Some(verdict) = ended {
-            self.under_way = None;
-            return Some(verdict);
-        }
         under_way.taken += passed;
+        if let Some(verdict) = ended {
+            let slow = under_way.late || under_way.taken > under_way.slow;
+            self.under_way = None;
+            return Some(Some(verdict).filter(|verdict| verdict.is_err() || !slow));
+        }
         if under_way.taken < under_way.limit {
             return None;
         }
@@ -164,7 +170,7 @@ impl Checks {
             // SAFETY: the call takes numbers only; the child is not waited for yet, so the number is its.
             unsafe { libc::kill(under_way.child, libc::SIGKILL) };
         }
-        Some(Err(Fault::Slow(under_way.limit.as_secs())))
+        Some(Some(Err(Fault::Slow(under_way.limit.as_secs()))))
     }
 }
 
@@ -257,7 +263,7 @@ mod tests {
         checks.start(Duration::ZERO).unwrap();
         loop {
             // No time passes: it ends when it ends.
-            if let Some(verdict) = checks.look(Duration::ZERO) {
+            if let Some(Some(verdict)) = checks.look(Duration::ZERO) {
                 assert!(!checks.under_way());
                 return verdict;
             }
@@ -278,8 +284,23 @@ mod tests {
                     None => sleep(STEP),
                 }
             };
-            assert_eq!(verdict, Ok(()));
+            assert_eq!(verdict, Some(Ok(())));
         }
+    }
+
+    #[test]
+    fn one_that_takes_long_and_ends_well_says_nothing() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checks = checks(&[c"/bin/sh", c"-c", c"sleep 0.3"]);
+        checks.start(Duration::from_secs(5)).unwrap();
+        assert_eq!(checks.look(Duration::from_secs(6)), None);
+        let verdict = loop {
+            match checks.look(Duration::ZERO) {
+                Some(verdict) => break verdict,
+                None => sleep(STEP),
+            }
+        };
+        assert_eq!(verdict, None);
     }
 
     #[test]
@@ -302,7 +323,7 @@ mod tests {
         let mut checks = checks(&[c"/bin/sh", c"-c", c"while :; do sleep 1; done"]);
         checks.start(Duration::from_secs(5)).unwrap();
         assert_eq!(checks.look(Duration::from_secs(14)), None);
-        let slow = Some(Err(Fault::Slow(15)));
+        let slow = Some(Some(Err(Fault::Slow(15))));
         assert_eq!(checks.look(Duration::from_secs(1)), slow);
         assert_eq!(checks.look(Duration::from_secs(14)), None);
         assert!(checks.under_way());
@@ -313,7 +334,7 @@ mod tests {
                 None => sleep(STEP),
             }
         };
-        assert_eq!(verdict, Err(Fault::Signal(libc::SIGKILL)));
+        assert_eq!(verdict, Some(Err(Fault::Signal(libc::SIGKILL))));
     }
 
     #[test]

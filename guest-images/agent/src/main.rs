@@ -4,7 +4,7 @@
 //!   host ── {"every_ms":5000} ──► agent          {"do":"poweroff"} ──►
 //!        ◄── {"beat":1,"well":true,"load":0.12,"available_kib":38912}
 //!        ◄── {"beat":2,"well":false,"why":"cannot start a program: no memory", …}
-//!        ◄── {"beat":3, …}                       while a check takes longer than the interval
+//!        ◄── {"beat":3, …}                       while a check takes longer than the interval, or after one that did
 //!        ◄── {"beat":4,"bye":true}               the guest shuts down
 //! ```
 //!
@@ -94,7 +94,7 @@ impl Agent {
         }
         self.listen(now);
         if let Some(verdict) = self.checks.look(passed) {
-            self.say(Some(verdict), false);
+            self.say(verdict, false);
         }
         let Some(every) = self.every.filter(|_| self.next <= now) else {
             return;
