@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tests::{Console, Image, image};
 
-use crate::shell::{ask_line, host_from_now_on, log_in, view};
+use crate::shell::{ask_line, host_from_now_on, log_in, until_well, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -67,20 +67,9 @@ const FALLS: [(&str, &[&str]); 3] = [
 
 /// Waits until agents of both guests say that they are well.
 fn both_well(console: &mut Console) -> Result<()> {
-    for guest in ["first", "other"] {
-        let mut well = false;
-        for _ in 0..60 {
-            console.send(&format!("show {guest}\r"))?;
-            console.expect(" health ")?;
-            well = console.expect("\r\n")?.contains(" well, load ");
-            if well {
-                break;
-            }
-            thread::sleep(Duration::from_secs(1));
-        }
-        ensure!(well, "the agent of {guest} does not say that all is well");
-    }
-    Ok(())
+    ["first", "other"]
+        .into_iter()
+        .try_for_each(|guest| until_well(console, guest))
 }
 
 /// A guest whose agent stands still, whose programs are gone, or which is full of processes, goes back to where it was

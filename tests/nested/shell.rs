@@ -1,12 +1,16 @@
 //! What a person types at the machine's console.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tests::Console;
 
 /// The console's prefix key, Ctrl-].
 const CHORD: char = '\u{1d}';
+/// How often a guest is looked at, a second apart, before it is given up.
+const LOOKS: u32 = 120;
 
 /// Brings a guest to the screen by its number; 0 is the host.
 pub fn view(console: &mut Console, guest: u32) -> Result<()> {
@@ -54,4 +58,17 @@ pub fn ask(console: &mut Console, commands: &str) -> Result<String> {
 pub fn ask_line(console: &mut Console, commands: &str) -> Result<String> {
     let text = ask(console, commands)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Waits, at the host's screen, until the agent of a guest says that all is well.
+pub fn until_well(console: &mut Console, guest: &str) -> Result<()> {
+    for _ in 0..LOOKS {
+        console.send(&format!("show {guest}\r"))?;
+        console.expect(" health ")?;
+        if console.expect("\r\n")?.contains(" well, load ") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    bail!("the agent of {guest} does not say that all is well")
 }
