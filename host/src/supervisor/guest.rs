@@ -455,13 +455,20 @@ impl Vm {
         self.stopping.is_some()
     }
 
-    /// Begins to suspend: it is to be ended after a snapshot. False if its end was asked for before.
-    pub fn suspend(&mut self, now: Duration, limit: Duration) -> bool {
+    /// Begins to suspend: it is to be ended after a snapshot, `within` some time; if that does not come, the guest is asked
+    /// and has the `limit`. False if its end was asked for before.
+    pub fn suspend(&mut self, now: Duration, limit: Duration, within: Duration) -> bool {
         let first = self.stopping.is_none();
         if first {
-            self.stopping = Some((Stopping::Suspending(limit), now + limit));
+            self.stopping = Some((Stopping::Suspending(limit), now + within));
         }
         first
+    }
+
+    /// Whether it is being suspended, and has not been told anything else since.
+    #[must_use]
+    pub fn is_suspending(&self) -> bool {
+        matches!(self.stopping, Some((Stopping::Suspending(_), _)))
     }
 
     /// Begins to stop: the guest is asked, and has until `limit` after `now`.

@@ -13,10 +13,12 @@ use super::lifecycle::State;
 use super::taking::labels;
 use crate::clock;
 use crate::config::{Health, Restart};
-use crate::snapshots::{Begin, CHECKPOINT, Lost, READY, SUSPENDED, What};
+use crate::snapshots::{Begin, CHECKPOINT, Lost, READY, SUSPENDED, StoreCommand, What};
 
 /// A guest that is restored is where it was: nothing boots.
 const RESTORED_WITHIN: Duration = Duration::from_secs(60);
+/// A guest is suspended when its snapshot is complete, which may take a while on a busy machine.
+const SUSPENDED_WITHIN: Duration = Duration::from_secs(60);
 /// A guest that has stood for so long may have all its falls forgiven, however old the snapshot was.
 const MAX_DOUBT: Duration = Duration::from_secs(3600);
 /// One that fell after so many times `good-after` may fall of something else next time.
@@ -434,7 +436,7 @@ impl Supervisor {
         let Phase::Up(vm) = &mut guest.phase else {
             return false;
         };
-        if !vm.suspend(now, limit.unwrap_or_default()) {
+        if !vm.suspend(now, limit.unwrap_or_default(), SUSPENDED_WITHIN) {
             return true;
         }
         let what = What::Take {
@@ -465,19 +467,26 @@ impl Supervisor {
         if how.is_err() {
             guest.agent.power_off();
         }
-        let Some(vm) = guest.vm() else { return };
-        match how {
-            Ok(id) => {
+        match (how, guest.vm()) {
+            (Ok(id), Some(vm)) if vm.is_suspending() => {
                 vm.kill(now);
                 guest.healing.suspended = Some(id);
                 guest.history.suspended(id);
             }
-            Err(reason) => {
+            // It came too late: in it the guest may be about to power off, which nobody is to go on from.
+            (Ok(snapshot), _) => {
+                let command = StoreCommand::Delete { snapshot };
+                let what = What::Stored { command };
+                // Without a store it is not found either.
+                let _ = self.keeping.ask(what, Asked::Nothing);
+            }
+            (Err(reason), Some(vm)) => {
                 vm.ask(now, limit.unwrap_or_default());
                 self.note(&format!(
                     "host: {name}: cannot be suspended, powers off: {reason}"
                 ));
             }
+            (Err(_), None) => {}
         }
     }
 }
