@@ -30,12 +30,14 @@ const SECTION_COUNT: usize = 6;
 const OPTIONAL_SIZE: usize = 20;
 
 // Offsets in the optional header.
+#[cfg(feature = "std")]
 const SIZE_OF_DATA: usize = 8;
 const ENTRY: usize = 16;
 const SECTION_ALIGNMENT: usize = 32;
 const FILE_ALIGNMENT: usize = 36;
 const SIZE_OF_IMAGE: usize = 56;
 const SIZE_OF_HEADERS: usize = 60;
+#[cfg(feature = "std")]
 const CHECKSUM: usize = 64;
 const DIRECTORY_COUNT: usize = 108;
 const DIRECTORIES: usize = 112;
@@ -113,6 +115,7 @@ pub enum PeError {
 pub struct Pe<'a> {
     file: &'a [u8],
     /// Offset of the COFF header.
+    #[cfg(feature = "std")]
     coff: usize,
     /// Offset of the section table.
     table: usize,
@@ -199,6 +202,7 @@ impl<'a> Pe<'a> {
         }
         let pe = Self {
             file,
+            #[cfg(feature = "std")]
             coff,
             table,
             sections,

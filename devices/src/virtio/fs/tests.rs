@@ -4,7 +4,6 @@
 mod peer;
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
