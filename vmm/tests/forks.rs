@@ -426,6 +426,7 @@ fn forks_share_the_memory_that_they_do_not_change() {
     if !have_kvm() || !is_root() {
         return;
     }
+    trace::not_in_this_test();
     const FORKS: u32 = 8;
     const MOST_KIB: u64 = 1536;
     // All of it but the first two megabytes: not one page of zeroes.

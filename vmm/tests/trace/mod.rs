@@ -1,5 +1,6 @@
 //! Starting the VMM: under a tracer, where somebody wants to know which system calls it makes.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,11 +8,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Names the folder for traces, if any are wanted.
 pub const FOLDER: &str = "DARUMA_TRACES";
 
+thread_local! {
+    /// Whether this test's VMMs are traced. Each test has a thread of its own.
+    static WANTED: Cell<bool> = const { Cell::new(true) };
+}
+
+/// The VMMs that this test starts from now on are not traced: they leave the guest or take page faults so often that the
+/// tracer would need minutes, and make no call that no other test's VMM makes.
+#[allow(dead_code, reason = "not every test program has such a test")]
+pub fn not_in_this_test() {
+    WANTED.set(false);
+}
+
 /// The VMM, without arguments yet.
 pub fn vmm() -> Command {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let program = env!("CARGO_BIN_EXE_daruma-vmm");
-    let Some(folder) = std::env::var_os(FOLDER) else {
+    let folder = std::env::var_os(FOLDER).filter(|_| WANTED.get());
+    let Some(folder) = folder else {
         return Command::new(program);
     };
     let run = RUNS.fetch_add(1, Ordering::Relaxed);
