@@ -104,7 +104,8 @@ RUNS
 wait $pids
 for how in ENDS; do
     sed "s/run=devices,let-go/end=$how/" /disk/pci.json > /run/end.json
-    timeout 4 daruma-vmm --id $how --no-api --enable-pci --config-file /run/end.json < /dev/null > /run/end.out 2> /run/end.err
+    case $how in PATIENT) limit=4 ;; *) limit=60 ;; esac
+    timeout -k 20 $limit daruma-vmm --id $how --no-api --enable-pci --config-file /run/end.json < /dev/null > /run/end.out 2> /run/end.err
     echo "host: end $how $?"
 done
 after=$(beat)
@@ -205,12 +206,17 @@ fn prepare(image: &Image, folder: &Path, tree: &Path) -> Result<()> {
     }
     let daruma = image.read("daruma")?;
     let ends = ENDS.map(|(how, _)| how).join(" ");
+    let patient = ENDS
+        .iter()
+        .filter(|(_, codes)| codes.contains(&TOLD_TO_END));
+    let patient: Vec<_> = patient.map(|&(how, _)| how).collect();
     let names = RUNS.map(|(name, ..)| name).join(" ");
     let runs = RUNS.map(|(name, pci, _)| {
         let option = if pci { "--enable-pci" } else { "" };
         format!("attack {name} \"{option}\" & pids=\"$pids $!\"\n")
     });
     let script = HOST.replace("ENDS", &ends).replace("NAMES", &names);
+    let script = script.replace("PATIENT", &patient.join("|"));
     let script = script.replace("RUNS\n", &runs.concat());
     let host = initramfs(&busybox, &script, &[("bin/daruma-vmm", &daruma)])?;
     Ok(fs::write(folder.join("host.cpio"), host)?)

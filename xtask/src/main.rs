@@ -6,6 +6,7 @@
 )]
 
 mod apt;
+mod background;
 mod bench;
 mod cache;
 mod cargo;

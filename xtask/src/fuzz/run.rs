@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use crate::tool;
 use crate::ui::{self, Step};
 
-/// One execution that takes longer is a finding: seconds.
-const TIMEOUT: &str = "-timeout=20";
+/// One execution that takes longer is a finding: seconds, of which others may have most.
+const TIMEOUT: &str = "-timeout=60";
 /// More memory than this is one, too: MiB.
 const MEMORY: &str = "-rss_limit_mb=1024";
 /// Longest input in bytes. What is worth finding is in short ones.

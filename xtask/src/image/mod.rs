@@ -145,6 +145,16 @@ fn twice(paths: &Paths, image: &Path, parts: &Parts, debian: (&Path, &Path, &str
     Ok(())
 }
 
+fn both_kernels(paths: &Paths, apt: &Apt) -> Result<(Kernel, Kernel)> {
+    let flash = kernel::get(paths, apt, &kernel::FLASH)?;
+    Ok((flash, kernel::get(paths, apt, &kernel::PC)?))
+}
+
+/// Builds what takes longest and waits for nothing else, if it is not there yet.
+pub fn kernels(paths: &Paths) -> Result<()> {
+    both_kernels(paths, &Apt::open(paths)?).map(drop)
+}
+
 /// Makes or finds all parts. What waits for the network and what needs the processors go side by side.
 fn gather(paths: &Paths) -> Result<Parts> {
     let apt = Apt::open(paths)?;
@@ -158,8 +168,7 @@ fn gather(paths: &Paths) -> Result<Parts> {
             ))
         });
         let product = scope.spawn(|| Product::build(paths));
-        let kernels = kernel::get(paths, &apt, &kernel::FLASH)
-            .and_then(|kernel| Ok((kernel, kernel::get(paths, &apt, &kernel::PC)?)));
+        let kernels = both_kernels(paths, &apt);
         let product = product
             .join()
             .map_err(|_| anyhow!("Building the programs panicked"))?;

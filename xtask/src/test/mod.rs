@@ -6,9 +6,10 @@ mod nested;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
 use self::libtest::Tally;
@@ -17,7 +18,7 @@ use crate::cargo::{self, cargo};
 use crate::emulator::Emulator;
 use crate::image;
 use crate::paths::Paths;
-use crate::{fuzz, setup, ui};
+use crate::{background, fuzz, setup, ui};
 
 #[derive(Args)]
 pub struct Options {
@@ -40,9 +41,44 @@ struct Part {
 }
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
-    let mut parts = Vec::new();
     setup::run(paths)?;
     let programs = Emulator::for_tests(paths)?.search_path();
+    let parts = thread::scope(|scope| {
+        let behind = scope.spawn(|| behind(paths, options));
+        let mut parts = in_front(paths, &programs, options)?;
+        let behind = behind
+            .join()
+            .map_err(|_| anyhow!("What is done beside the tests has panicked"))?;
+        parts.extend(behind?);
+        anyhow::Ok(parts)
+    })?;
+    let (passed, failed) = summarize(&parts);
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 && passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What takes whatever processor time the tests leave: compiling kernels, which only the nested tests need, then fuzzing.
+fn behind(paths: &Paths, options: &Options) -> Result<Option<Part>> {
+    if options.filter.is_some() {
+        return Ok(None);
+    }
+    background::stand_back()?;
+    if !options.unit_only {
+        image::kernels(paths)?;
+    }
+    if options.nested_only {
+        return Ok(None);
+    }
+    fuzz_targets(paths).map(Some)
+}
+
+/// One part after the other, in the order of what fails soonest.
+fn in_front(paths: &Paths, programs: &str, options: &Options) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
     if !options.nested_only {
         if options.filter.is_none() {
             parts.push(check("format", paths, &["fmt", "--all", "--check"])?);
@@ -50,9 +86,10 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             parts.push(check("format, fuzz", paths, &fuzz)?);
             let workspace: &[&str] = &["--workspace", "--all-targets"];
             // The ROM stage itself is left out there: it is built without the standard library.
-            let stage: &[&str] = &["--package", "bootblock", "--features", "stage"];
+            let alone = ["--profile", "dev-abort", "--package"];
+            let stage: &[&str] = &[&alone[..], &["bootblock", "--features", "stage"]].concat();
             // The same holds for the hostile guest.
-            let guest: &[&str] = &["--package", "hostile", "--features", "program"];
+            let guest: &[&str] = &[&alone[..], &["hostile", "--features", "program"]].concat();
             let fuzz: &[&str] = &["--manifest-path", "fuzz/Cargo.toml"];
             for (name, what) in [
                 ("lints", workspace),
@@ -79,12 +116,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         }
         fs::create_dir_all(&traces)
             .with_context(|| format!("Could not create {}", traces.display()))?;
-        parts.push(tests("unit tests", paths, &programs, &workspace, options)?);
+        parts.push(tests("unit tests", paths, programs, &workspace, options)?);
         if options.filter.is_none() {
             // Of the same packages: others would have their dependencies built anew, with other features.
             let rules = ["--test", "system_calls", "--", "--ignored", "--nocapture"];
             let rules = [&workspace[..], &rules].concat();
-            parts.push(tests("system calls", paths, &programs, &rules, options)?);
+            parts.push(tests("system calls", paths, programs, &rules, options)?);
         }
         let rules = [
             "test",
@@ -95,21 +132,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             "--test",
             "workspace",
         ];
-        parts.push(tests("workspace", paths, &programs, &rules, options)?);
-        if options.filter.is_none() {
-            parts.push(fuzz_targets(paths)?);
-        }
+        parts.push(tests("workspace", paths, programs, &rules, options)?);
     }
     if !options.unit_only {
-        parts.push(nested_tests(paths, &programs, options)?);
+        parts.push(nested_tests(paths, programs, options)?);
     }
-    let (passed, failed) = summarize(&parts);
-    println!("{passed} passed, {failed} failed");
-    Ok(if failed == 0 && passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(parts)
 }
 
 /// A check that is no test run: counts as one failure if it fails, and not at all otherwise.
@@ -158,7 +186,6 @@ fn tests(
 
 /// Every fuzz target, for as many executions as each time.
 fn fuzz_targets(paths: &Paths) -> Result<Part> {
-    say("fuzz targets");
     let outcomes = fuzz::short(paths)?;
     let took = outcomes.took;
     let mut tally = Tally::default();
@@ -178,7 +205,7 @@ fn fuzz_targets(paths: &Paths) -> Result<Part> {
     Ok(Part {
         name: "fuzz targets",
         tally,
-        note: "build time apart".to_owned(),
+        note: "beside the other tests; build time apart".to_owned(),
         took,
     })
 }
