@@ -14,6 +14,7 @@ mod client;
 mod guest;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod store;
+#[expect(dead_code, reason = "other tests need more of it")]
 mod trace;
 
 use std::fs::{self, File};

@@ -9,6 +9,7 @@
 mod client;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod guest;
+#[expect(dead_code, reason = "other tests need more of it")]
 mod trace;
 
 use std::fs;

@@ -15,7 +15,6 @@ thread_local! {
 
 /// The VMMs that this test starts from now on are not traced: they leave the guest or take page faults so often that the
 /// tracer would need minutes, and make no call that no other test's VMM makes.
-#[allow(dead_code, reason = "not every test program has such a test")]
 pub fn not_in_this_test() {
     WANTED.set(false);
 }

@@ -90,7 +90,14 @@ fn in_front(paths: &Paths, programs: &str, options: &Options) -> Result<Vec<Part
             let stage: &[&str] = &[&alone[..], &["bootblock", "--features", "stage"]].concat();
             // The same holds for the hostile guest.
             let guest: &[&str] = &[&alone[..], &["hostile", "--features", "program"]].concat();
-            let fuzz: &[&str] = &["--manifest-path", "fuzz/Cargo.toml"];
+            // A workspace of its own, which shares what is checked already.
+            let target = paths.target.to_string_lossy();
+            let fuzz: &[&str] = &[
+                "--manifest-path",
+                "fuzz/Cargo.toml",
+                "--target-dir",
+                &target,
+            ];
             for (name, what) in [
                 ("lints", workspace),
                 ("lints, stage", stage),
