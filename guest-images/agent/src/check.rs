@@ -150,7 +150,7 @@ impl Checks {
     }
 
     /// What the check has found, if it has ended or should have; nothing if it has taken too long to say that all is well.
-    /// `passed` is the time since this was last asked.
+    /// `passed` is the time that the guest had since this was last asked.
     pub fn look(&mut self, passed: Duration) -> Option<Option<Verdict>> {
         let ended = reap(self.under_way.as_ref().map(|it| it.child));
         let under_way = self.under_way.as_mut()?;

@@ -13,6 +13,7 @@
 
 mod check;
 mod host;
+mod stolen;
 mod system;
 mod witness;
 mod words;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use check::{Checks, Verdict};
 use host::{Host, Order};
+use stolen::Stolen;
 use system::{Signals, wait_for};
 use words::{Line, State};
 
@@ -60,6 +62,7 @@ fn main() {
     };
     // Blocked signals are read between two polls: without a descriptor for them a child's end is seen a little later.
     let signals = Signals::open();
+    let mut stolen = Stolen::open();
     let mut last = now;
     loop {
         if signals.take_end() {
@@ -67,7 +70,8 @@ fn main() {
             return;
         }
         let now = Instant::now();
-        agent.turn(now, now.saturating_duration_since(last).min(SLICE));
+        let passed = now.saturating_duration_since(last).min(SLICE);
+        agent.turn(now, stolen.left(passed));
         last = now;
         let fds = [signals.fd(), agent.host.as_ref().map(Host::fd)];
         wait_for(fds, agent.until(now));

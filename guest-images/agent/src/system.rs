@@ -48,6 +48,13 @@ pub fn errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
+/// How many processors there are.
+pub fn processors() -> u32 {
+    // SAFETY: the call takes a number only.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(count).unwrap_or(1).max(1)
+}
+
 /// Whether there is a program at `path`.
 pub fn is_program(path: &CStr) -> bool {
     // SAFETY: the path is a string that ends with a zero.

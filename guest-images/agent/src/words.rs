@@ -85,7 +85,8 @@ impl State {
     }
 }
 
-fn text<'a>(file: Option<&File>, buffer: &'a mut [u8]) -> Option<&'a str> {
+/// What the kernel says in a file, as far as there is room for it.
+pub fn text<'a>(file: Option<&File>, buffer: &'a mut [u8]) -> Option<&'a str> {
     let length = file?.read_at(buffer, 0).ok()?;
     let bytes = buffer.get(..length)?;
     // The end may be cut in the middle of something; all of it is ASCII.
