@@ -13,10 +13,15 @@ use anyhow::{Result, bail};
 /// minutes; a loaded machine may need several times that. No test passes or fails by speed.
 pub const HUNG: Duration = Duration::from_secs(900);
 
-#[derive(Default)]
+/// How long a console may say nothing at all while something is awaited. The longest silence of a machine that works is
+/// a Debian's boot: three minutes where two emulated processors have nothing else to do.
+pub const SILENT: Duration = Duration::from_secs(480);
+
 struct Received {
     text: String,
     closed: bool,
+    /// When something came last.
+    heard: Instant,
 }
 
 /// A console that is being read in the background.
@@ -25,6 +30,7 @@ pub struct Console {
     input: Box<dyn Write + Send>,
     /// Everything before this offset has been matched by an earlier `expect`.
     seen: usize,
+    stood_still: bool,
 }
 
 impl Console {
@@ -34,7 +40,12 @@ impl Console {
         input: impl Write + Send + 'static,
         mut transcript: impl Write + Send + 'static,
     ) -> Self {
-        let received = Arc::new((Mutex::new(Received::default()), Condvar::new()));
+        let received = Received {
+            text: String::new(),
+            closed: false,
+            heard: Instant::now(),
+        };
+        let received = Arc::new((Mutex::new(received), Condvar::new()));
         let sink = Arc::clone(&received);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -50,6 +61,7 @@ impl Console {
                     state
                         .text
                         .push_str(&String::from_utf8_lossy(&buffer[..count]));
+                    state.heard = Instant::now();
                 }
                 arrived.notify_all();
                 if state.closed {
@@ -61,7 +73,13 @@ impl Console {
             received,
             input: Box::new(input),
             seen: 0,
+            stood_still: false,
         }
+    }
+
+    /// Whether something was awaited from it and it said nothing at all for [`SILENT`].
+    pub fn stood_still(&self) -> bool {
+        self.stood_still
     }
 
     /// Types `text`.
@@ -80,7 +98,7 @@ impl Console {
     /// Waits for the earliest of several words; returns which one, and the text up to its end.
     pub fn expect_any(&mut self, words: &[&str]) -> Result<(usize, String)> {
         let (lock, arrived) = &*self.received;
-        let deadline = Instant::now() + HUNG;
+        let begun = Instant::now();
         let mut state = lock.lock().expect("the reader does not panic");
         loop {
             let fresh = &state.text[self.seen..];
@@ -95,12 +113,15 @@ impl Console {
                 self.seen += end;
                 return Ok((which, text));
             }
+            let speaks_by = state.heard.max(begun) + SILENT;
+            let deadline = speaks_by.min(begun + HUNG);
             let left = deadline.saturating_duration_since(Instant::now());
             if state.closed || left.is_zero() {
-                let why = if state.closed {
-                    "the console ended"
-                } else {
-                    "nothing came"
+                self.stood_still = !state.closed && speaks_by == deadline;
+                let why = match (state.closed, self.stood_still) {
+                    (true, _) => "the console ended",
+                    (false, true) => "the machine stands still",
+                    (false, false) => "nothing of it came",
                 };
                 bail!("{why} while waiting for {words:?}; unmatched so far:\n{fresh}");
             }

@@ -33,12 +33,18 @@ pub fn cpu(program: &Path) -> Result<&'static str> {
 }
 
 fn major_version(program: &Path) -> Result<u32> {
+    let said = version(program)?;
+    major(&said).with_context(|| format!("QEMU's version is not in {said:?}"))
+}
+
+/// What the QEMU at `program` says of itself.
+pub(crate) fn version(program: &Path) -> Result<String> {
     let output = Command::new(program)
         .arg("--version")
         .output()
         .with_context(|| format!("Cannot start {}", program.display()))?;
     let said = String::from_utf8_lossy(&output.stdout);
-    major(&said).with_context(|| format!("QEMU's version is not in {said:?}"))
+    Ok(said.lines().next().unwrap_or_default().to_owned())
 }
 
 fn cpu_of(major: u32) -> &'static str {

@@ -315,13 +315,14 @@ fn connect(socket: &Path, child: &mut Child) -> Result<UnixStream> {
 }
 
 impl Qemu {
-    /// Sends one command of the QEMU Machine Protocol, e.g. `{"execute": "system_powerdown"}`.
-    pub fn monitor(&mut self, command: &str) -> Result<()> {
+    /// Sends one command of the QEMU Machine Protocol, e.g. `{"execute": "system_powerdown"}`; returns its answer.
+    pub fn monitor(&mut self, command: &str) -> Result<String> {
         let mut lines = BufReader::new(self.monitor.try_clone()?).lines();
+        let mut answer = String::new();
         for request in [r#"{"execute": "qmp_capabilities"}"#, command] {
             self.monitor.write_all(request.as_bytes())?;
             loop {
-                let answer = lines.next().context("QEMU closed its monitor")??;
+                answer = lines.next().context("QEMU closed its monitor")??;
                 // A second `qmp_capabilities` is refused, which is as good as agreed.
                 if answer.contains("\"return\"") || answer.contains("CommandNotFound") {
                     break;
@@ -331,7 +332,23 @@ impl Qemu {
                 }
             }
         }
-        Ok(())
+        Ok(answer)
+    }
+
+    /// What is known of a machine that stands still: what emulates it, and where its processors are, a few times, a second
+    /// apart.
+    fn standstill(&mut self) -> Result<String> {
+        let mut text = emulation::version(Path::new(QEMU))? + "\n";
+        for _ in 0..5 {
+            let registers = r#"{"execute": "human-monitor-command", "arguments": {"command-line": "info registers -a"}}"#;
+            let answer = self.monitor(registers)?;
+            let lines = answer.split("\\r\\n");
+            let places = lines.filter(|line| line.starts_with("CPU#") || line.starts_with("RIP="));
+            text.push_str(&places.collect::<Vec<_>>().join("  "));
+            text.push('\n');
+            thread::sleep(Duration::from_secs(1));
+        }
+        Ok(text)
     }
 
     /// Waits until the machine has powered itself off; returns everything its console said.
@@ -344,12 +361,17 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
+        let stood_still = self.console.stood_still();
+        if stood_still {
+            let known = (self.standstill()).unwrap_or_else(|error| format!("{error:#}"));
+            println!("The machine stands still:\n{known}");
+        }
         // It may have ended by itself; then there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let transcript = self.console.transcript();
         if !transcript.is_empty() {
-            let written = self.record.boot(self.accelerator, &transcript);
+            let written = self.record.boot(self.accelerator, &transcript, stood_still);
             written.expect("the record can be written");
         }
     }

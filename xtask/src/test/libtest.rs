@@ -15,6 +15,15 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Tests that had failed were run again.
+    pub fn again(&mut self, again: Self) {
+        self.failures.retain(|name| !again.names.contains(name));
+        self.failed -= again.passed;
+        self.passed += again.passed;
+        self.names.extend(again.names);
+        self.counted.extend(again.counted);
+    }
+
     /// Takes a line of libtest's output; other lines change nothing.
     pub fn line(&mut self, line: &str) {
         // It comes while other tests run: what libtest has begun to print may stand before it.
@@ -70,6 +79,29 @@ mod tests {
         assert_eq!(tally.names, ["a::b", "c - should panic"]);
         assert_eq!(tally.failures, ["d"]);
         assert_eq!(tally.counted, ["12 accesses on PCI"]);
+    }
+
+    #[test]
+    fn what_passes_when_it_is_run_again_has_passed() {
+        let run = |lines: &[&str]| {
+            let mut tally = Tally::default();
+            lines.iter().for_each(|line| tally.line(line));
+            tally
+        };
+        let mut tally = run(&[
+            "test a ... ok",
+            "test b ... FAILED",
+            "test c ... FAILED",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured",
+        ]);
+        tally.again(run(&[
+            "test b ... FAILED",
+            "test c ... ok",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured",
+        ]));
+        assert_eq!((tally.passed, tally.failed), (2, 1));
+        assert_eq!(tally.names, ["a", "c"]);
+        assert_eq!(tally.failures, ["b"]);
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub struct Options {
     filter: Option<String>,
 }
 
+/// Tests whose emulated machine may stand still in one run, each of which is run once more. It was seen in one or two of
+/// some hundred boots, with nested virtualization emulated, and why is not known: what its processors did is printed.
+const MAX_STILL: usize = 2;
+
 /// One line of the summary.
 struct Part {
     name: &'static str,
@@ -227,24 +231,33 @@ fn nested_tests(paths: &Paths, programs: &str, options: &Options) -> Result<Part
         fs::remove_dir_all(&records)
             .with_context(|| format!("Could not empty {}", records.display()))?;
     }
-    let mut command = cargo(&[
-        "test",
-        "--no-fail-fast",
-        "--package",
-        "tests",
-        "--test",
-        "nested",
-    ]);
-    command
-        .args(&options.filter)
-        .args(["--", "--test-threads=1"]);
-    command
-        .env("PATH", programs)
-        .env("DARUMA_IMAGE", image)
-        .env("DARUMA_NESTED_RECORDS", &records);
-    let mut tally = cargo_test(&mut command, paths)?;
+    let nested = |arguments: &[&str]| {
+        let program = ["test", "--package", "tests", "--test", "nested"];
+        let mut command = cargo(&program);
+        command
+            .args(arguments)
+            .env("PATH", programs)
+            .env("DARUMA_IMAGE", &image)
+            .env("DARUMA_NESTED_RECORDS", &records);
+        cargo_test(&mut command, paths)
+    };
+    let filter = options.filter.as_deref();
+    let once = ["--", "--test-threads=1"];
+    let mut tally = nested(&[filter.as_slice(), &once].concat())?;
 
-    let boots = Boots::read(&records)?;
+    let mut boots = Boots::read(&records)?;
+    let still = boots.still(&tally.failures);
+    if !still.is_empty() && still.len() <= MAX_STILL {
+        for test in &still {
+            println!("{test}: its emulated machine stood still for minutes; it is run once more");
+        }
+        let exact: Vec<_> = still.iter().map(String::as_str).collect();
+        let again = nested(&[&once[..], &["--exact"], &exact].concat())?;
+        tally.again(again);
+        boots = Boots::read(&records)?;
+        let counted = format!("{} of the emulated machines stood still", still.len());
+        tally.counted.push(counted);
+    }
     let unproved: Vec<String> = boots
         .unproved(&tally.names)
         .into_iter()

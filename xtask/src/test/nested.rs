@@ -9,9 +9,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+/// What is known of one test's boots.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Known {
+    boots: usize,
+    /// An emulated machine stood still: it said nothing more, for minutes.
+    stood_still: bool,
+}
+
 /// Boots by the name of the test that ran them, with `::` written as `-`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Boots(BTreeMap<String, usize>);
+pub struct Boots(BTreeMap<String, Known>);
 
 impl Boots {
     /// Reads the records in `folder`; no folder means no boots.
@@ -32,14 +40,26 @@ impl Boots {
                 let test = record["test"]
                     .as_str()
                     .with_context(|| format!("{} names no test", path.display()))?;
-                *boots.0.entry(test.to_owned()).or_default() += 1;
+                let known = boots.0.entry(test.to_owned()).or_default();
+                known.boots += 1;
+                known.stood_still |=
+                    record["stood_still"] == true && record["accelerator"] == "tcg";
             }
         }
         Ok(boots)
     }
 
     pub fn total(&self) -> usize {
-        self.0.values().sum()
+        self.0.values().map(|known| known.boots).sum()
+    }
+
+    /// Tests out of `failed` whose emulated machine stood still.
+    pub fn still(&self, failed: &[String]) -> Vec<String> {
+        let still = |name: &&String| {
+            let known = self.0.get(&name.replace("::", "-"));
+            known.is_some_and(|known| known.stood_still)
+        };
+        failed.iter().filter(still).cloned().collect()
     }
 
     /// Tests out of `passed` that booted nothing.
@@ -76,6 +96,25 @@ mod tests {
         assert_eq!(boots.total(), 3);
         let passed = ["boot::three".to_owned(), "boot::four".to_owned()];
         assert_eq!(boots.unproved(&passed), ["boot::four"]);
+    }
+
+    #[test]
+    fn only_emulated_machines_stand_still_for_no_reason_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        for (test, accelerator, stood_still) in [
+            ("a-hangs", "tcg", true),
+            ("b-hangs", "kvm", true),
+            ("c-fails", "tcg", false),
+            ("d-passes", "tcg", true),
+        ] {
+            let record = format!(
+                r#"{{"test": "{test}", "accelerator": "{accelerator}", "stood_still": {stood_still}}}"#
+            );
+            fs::write(folder.path().join(test).with_extension("json"), record).unwrap();
+        }
+        let boots = Boots::read(folder.path()).unwrap();
+        let failed = ["a::hangs", "b::hangs", "c::fails"].map(str::to_owned);
+        assert_eq!(boots.still(&failed), ["a::hangs"]);
     }
 
     #[test]
