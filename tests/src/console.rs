@@ -15,7 +15,7 @@ pub const HUNG: Duration = Duration::from_secs(900);
 
 /// How long a console may say nothing at all while something is awaited. The longest silence of a machine that works is
 /// a Debian's boot: three minutes where two emulated processors have nothing else to do.
-pub const SILENT: Duration = Duration::from_secs(480);
+pub const SILENT: Duration = Duration::from_secs(400);
 
 struct Received {
     text: String,

@@ -38,7 +38,7 @@ fn major_version(program: &Path) -> Result<u32> {
 }
 
 /// What the QEMU at `program` says of itself.
-pub(crate) fn version(program: &Path) -> Result<String> {
+pub fn version(program: &Path) -> Result<String> {
     let output = Command::new(program)
         .arg("--version")
         .output()

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Instant;
 
+use ::tests::emulation;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
@@ -34,7 +35,7 @@ pub struct Options {
 
 /// Tests whose emulated machine may stand still in one run, each of which is run once more. It was seen in one or two of
 /// some hundred boots, with nested virtualization emulated, and why is not known: what its processors did is printed.
-const MAX_STILL: usize = 2;
+const MAX_STILL: usize = 3;
 
 /// One line of the summary.
 struct Part {
@@ -46,10 +47,10 @@ struct Part {
 
 pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     setup::run(paths)?;
-    let programs = Emulator::for_tests(paths)?.search_path();
+    let emulator = Emulator::for_tests(paths)?;
     let parts = thread::scope(|scope| {
         let behind = scope.spawn(|| behind(paths, options));
-        let mut parts = in_front(paths, &programs, options)?;
+        let mut parts = in_front(paths, &emulator, options)?;
         let behind = behind
             .join()
             .map_err(|_| anyhow!("What is done beside the tests has panicked"))?;
@@ -81,8 +82,9 @@ fn behind(paths: &Paths, options: &Options) -> Result<Option<Part>> {
 }
 
 /// One part after the other, in the order of what fails soonest.
-fn in_front(paths: &Paths, programs: &str, options: &Options) -> Result<Vec<Part>> {
+fn in_front(paths: &Paths, emulator: &Emulator, options: &Options) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
+    let programs = &emulator.search_path();
     if !options.nested_only {
         if options.filter.is_none() {
             parts.push(check("format", paths, &["fmt", "--all", "--check"])?);
@@ -146,7 +148,7 @@ fn in_front(paths: &Paths, programs: &str, options: &Options) -> Result<Vec<Part
         parts.push(tests("workspace", paths, programs, &rules, options)?);
     }
     if !options.unit_only {
-        parts.push(nested_tests(paths, programs, options)?);
+        parts.push(nested_tests(paths, emulator, options)?);
     }
     Ok(parts)
 }
@@ -222,10 +224,11 @@ fn fuzz_targets(paths: &Paths) -> Result<Part> {
 }
 
 /// Real guests in a nested machine, one test after the other: each has the whole computer.
-fn nested_tests(paths: &Paths, programs: &str, options: &Options) -> Result<Part> {
+fn nested_tests(paths: &Paths, emulator: &Emulator, options: &Options) -> Result<Part> {
     let image = image::build(paths, &image::Options::for_tests())?;
     let start = Instant::now();
-    say("nested tests");
+    let version = emulation::version(&emulator.program())?;
+    say(&format!("nested tests ({version})"));
     let records = paths.nested();
     if records.exists() {
         fs::remove_dir_all(&records)
@@ -236,7 +239,7 @@ fn nested_tests(paths: &Paths, programs: &str, options: &Options) -> Result<Part
         let mut command = cargo(&program);
         command
             .args(arguments)
-            .env("PATH", programs)
+            .env("PATH", emulator.search_path())
             .env("DARUMA_IMAGE", &image)
             .env("DARUMA_NESTED_RECORDS", &records);
         cargo_test(&mut command, paths)
