@@ -18,6 +18,9 @@ use crate::record::Record;
 /// As the search path has it: `cargo xtask` puts the one first that will do.
 const QEMU: &str = "qemu-system-x86_64";
 
+/// How long QEMU's monitor may take for an answer.
+const ANSWERS: Duration = Duration::from_secs(60);
+
 /// Which clock the machine has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -300,7 +303,11 @@ fn connect(socket: &Path, child: &mut Child) -> Result<UnixStream> {
     let deadline = Instant::now() + HUNG;
     loop {
         match UnixStream::connect(socket) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                // A QEMU that does not answer is not waited for for ever.
+                stream.set_read_timeout(Some(ANSWERS))?;
+                return Ok(stream);
+            }
             Err(error) => {
                 if let Some(status) = child.try_wait()? {
                     bail!("QEMU ended at once ({status}): its arguments or its image are bad");
