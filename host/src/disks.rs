@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -166,6 +166,10 @@ impl State {
         let folder = root.join(self.folders.len().to_string());
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         let mounted = fs::create_dir_all(&folder).and_then(|()| {
+            if is_mounted(&device, &folder) {
+                // By an earlier life of this process.
+                return Ok(());
+            }
             let writable = mount(Some(&device), &folder, Some("ext4"), flags, None::<&str>);
             // A write-protected medium still serves read-only guests.
             let read_only = flags | MsFlags::MS_RDONLY;
@@ -193,6 +197,12 @@ impl State {
             )),
         }
     }
+}
+
+/// Whether the file system on `device` is the one at `folder`.
+fn is_mounted(device: &Path, folder: &Path) -> bool {
+    let numbers = (fs::metadata(device), fs::metadata(folder));
+    matches!(numbers, (Ok(device), Ok(folder)) if device.rdev() == folder.dev())
 }
 
 /// Whether a block device is ours by its partition's label or that of its ext4 file system.

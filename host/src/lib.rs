@@ -22,6 +22,7 @@ pub mod console;
 pub mod disks;
 mod errors;
 pub mod flash;
+mod handover;
 pub mod images;
 pub mod init;
 mod lines;

@@ -10,8 +10,9 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 const VCPU: &str = "vcpu";
 /// The unit of memory in `statm` on x86, in KiB.
 const PAGE_KIB: u64 = 4;
-/// Places in `stat` after the name: the process group, and how long it ran in user and in kernel mode.
+/// Places in `stat` after the name: the process group, the session, and how long it ran in user and in kernel mode.
 const GROUP: usize = 2;
+const SESSION: usize = 3;
 const USER_TIME: usize = 11;
 const KERNEL_TIME: usize = 12;
 
@@ -36,6 +37,15 @@ pub fn of_group(leader: Pid) -> Vec<Pid> {
     };
     let members = numbers(Path::new("/proc")).filter(is_member);
     members.map(Pid::from_raw).collect()
+}
+
+/// All processes, each with the session that it is in.
+pub fn sessions() -> impl Iterator<Item = (Pid, Pid)> {
+    numbers(Path::new("/proc")).filter_map(|pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let session = i32::try_from(field(&text, SESSION)?).ok()?;
+        Some((Pid::from_raw(pid), Pid::from_raw(session)))
+    })
 }
 
 /// What `processes` use together. Those that are gone use nothing.
@@ -118,6 +128,8 @@ mod tests {
         drop(stop);
         thread.unwrap().join().unwrap();
         assert!(of_group(nix::unistd::getpgrp()).contains(&me));
+        let session = nix::unistd::getsid(None).unwrap();
+        assert!(sessions().any(|it| it == (me, session)));
         assert_eq!(usage(&[Pid::from_raw(i32::MAX)]), Usage::default());
     }
 }

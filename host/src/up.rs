@@ -12,7 +12,7 @@ use crate::console::{Console, Head};
 use crate::disks::Disks;
 use crate::flash::{Flash, OpenError};
 use crate::images::Images;
-use crate::supervisor::{self, Loaded, Outcome, Settings, Supervisor};
+use crate::supervisor::{self, Ledger, Loaded, Outcome, Settings, Supervisor};
 
 /// Why a machine does not come up.
 #[derive(Debug, Error)]
@@ -103,6 +103,7 @@ pub fn up(options: Options) -> Result<ExitCode, UpError> {
         open_shell: false,
         timing_since: None,
         buttons: Vec::new(),
+        left: Ledger::default(),
     };
     let system = |step| move |source| UpError::System { step, source };
     supervisor::block_signals().map_err(system("block signals"))?;

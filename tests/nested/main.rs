@@ -20,4 +20,5 @@ mod power_cut;
 mod shell;
 mod snapshots;
 mod stock_kernels;
+mod supervisor_falls;
 mod uefi;

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, sync};
 
 use crate::console::{Console, Head};
 use crate::power;
-use crate::supervisor::{self, Outcome, Settings, Supervisor};
+use crate::supervisor::{self, Ledger, Outcome, Settings, Supervisor};
 use crate::timing;
 use boot_options::BootOptions;
 
@@ -32,10 +32,22 @@ pub fn main() -> ! {
 
 fn run(start: u64) -> std::io::Result<Outcome> {
     supervisor::block_signals()?;
-    let mut remarks = mounts::mount_all();
+    let left = rescue::handed_over();
+    let left = left.map_or_else(Ledger::default, |text| Ledger::read(&text));
+    if rescue::falls() > 0 {
+        rescue::end_all_but(&left.processes());
+    }
     let run_folder = PathBuf::from(RUN_FOLDER);
     let flash_folder = run_folder.join("flash");
-    mounts::mount_flash_copies(&flash_folder);
+    let mut remarks = if left.is_empty() {
+        let remarks = mounts::mount_all();
+        mounts::mount_flash_copies(&flash_folder);
+        remarks
+    } else {
+        // All is mounted, and guests have their folders there.
+        rescue::remove_copies(&flash_folder);
+        Vec::new()
+    };
 
     let options = BootOptions::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     // Ctrl-Alt-Del reaches us as SIGINT, so that guests are shut down first.
@@ -43,7 +55,12 @@ fn run(start: u64) -> std::io::Result<Outcome> {
         remarks.push(format!("Ctrl-Alt-Del will reboot at once: {error}"));
     }
     if rescue::falls() > 0 {
-        remarks.push("process 1 fell and stands again; its guests start anew".to_owned());
+        let guests = if left.is_empty() {
+            "its guests start anew"
+        } else {
+            "its guests live on"
+        };
+        remarks.push(format!("process 1 fell and stands again; {guests}"));
     }
     remarks.extend(options.remarks.iter().cloned());
 
@@ -56,6 +73,7 @@ fn run(start: u64) -> std::io::Result<Outcome> {
         open_shell: options.recovery,
         timing_since: options.timing.then_some(start),
         buttons: power::buttons(),
+        left,
     };
     let supervisor = Supervisor::new(settings, Console::new(heads()))?;
     Ok(supervisor.run(move || load::load(&options, program, &flash_folder, &run_folder, remarks)))

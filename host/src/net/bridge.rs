@@ -73,11 +73,12 @@ pub fn connect(rtnl: &mut Rtnl, tap: &str, bridge: u32) -> io::Result<Link> {
     Ok(link)
 }
 
-/// Removes what an earlier process of ours left: process 1 stands up again in the same kernel.
-pub fn clear(rtnl: &mut Rtnl) {
+/// Removes what an earlier process of ours left, but for the taps that are `kept`: process 1 stands up again in the same
+/// kernel.
+pub fn clear(rtnl: &mut Rtnl, kept: impl Fn(&str) -> bool) {
     for link in links::scan() {
         let ours = link.name.starts_with(PREFIX) || link.name.starts_with(super::tap::PREFIX);
-        if ours && !link.wired {
+        if ours && !link.wired && !kept(&link.name) {
             // One that stays is in the way at most by its name.
             let _ = rtnl.delete(link.index);
         }

@@ -29,6 +29,7 @@ mod tap;
 mod watch;
 mod wired;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -84,6 +85,8 @@ pub struct Tap {
 #[derive(Debug, Default)]
 pub struct Networks {
     taps: Vec<Tap>,
+    /// Taps that were there before, of guests that run.
+    kept: HashMap<Mac, String>,
     /// How the cards were planned, for those that come later.
     cards: Vec<Card>,
     names: [String; 2],
@@ -99,10 +102,11 @@ struct Keeper {
 }
 
 impl Networks {
-    /// Makes the taps and has a thread do the rest. Whatever fails is told as news; the guests run nevertheless.
+    /// Makes the taps, but for those that are `kept` because guests have them, and has a thread do the rest. Whatever fails is told as news; the guests run nevertheless.
     pub fn start(
         machine: &Machine,
         place: Place,
+        kept: HashMap<Mac, String>,
         news: impl Fn(News) + Clone + Send + 'static,
     ) -> Self {
         let Some(config) = &machine.network else {
@@ -119,7 +123,7 @@ impl Networks {
         }
         let told = news.clone();
         let names = [board, machine.name.clone()];
-        match Self::try_start(plan, place, news) {
+        match Self::try_start(plan, place, kept, news) {
             Ok(mut networks) => {
                 networks.names = names;
                 networks
@@ -140,15 +144,18 @@ impl Networks {
     fn try_start(
         plan: Plan,
         place: Place,
+        kept: HashMap<Mac, String>,
         news: impl Fn(News) + Send + 'static,
     ) -> io::Result<Self> {
         if place == Place::Rom {
-            bridge::clear(&mut rtnl::Rtnl::open()?);
+            bridge::clear(&mut rtnl::Rtnl::open()?, |tap| {
+                kept.values().any(|name| name == tap)
+            });
         }
         let mut taps: Vec<Tap> = Vec::new();
         let cards = plan.cards.clone();
         for card in &cards {
-            match card.tap() {
+            match card.tap(&kept) {
                 Ok(tap) => taps.push(tap),
                 Err(error) => {
                     remove(&taps);
@@ -173,6 +180,7 @@ impl Networks {
             Ok(thread) => Ok(Self {
                 taps,
                 cards,
+                kept,
                 names: Default::default(),
                 thread: Some(Keeper {
                     thread,
@@ -213,7 +221,7 @@ impl Networks {
                 mode: *mode,
                 mac: mac.ok_or(io::ErrorKind::AddrInUse)?,
             };
-            let tap = card.tap()?;
+            let tap = card.tap(&self.kept)?;
             // Without a thread the networks are gone, and the guests go with them.
             let _ = keeper.orders.send((card.clone(), tap.name.clone()));
             self.cards.push(card);
@@ -221,6 +229,13 @@ impl Networks {
         }
         let _ = keeper.bell.write(1);
         Ok(())
+    }
+
+    /// All taps by their hardware addresses, as they can be kept.
+    pub(crate) fn named(&self) -> Vec<(String, String)> {
+        let taps = self.taps.iter();
+        taps.map(|tap| (tap.mac.to_string(), tap.name.clone()))
+            .collect()
     }
 
     /// The taps of a guest, in the order of its cards.
@@ -241,10 +256,12 @@ impl Drop for Networks {
 }
 
 impl Card {
-    /// Makes the tap that it is.
-    fn tap(&self) -> io::Result<Tap> {
+    /// The tap that it is: one that is kept, or a new one.
+    fn tap(&self, kept: &HashMap<Mac, String>) -> io::Result<Tap> {
+        let kept = kept.get(&self.mac);
+        let kept = kept.filter(|name| links::find(name).is_some());
         Ok(Tap {
-            name: tap::create()?,
+            name: kept.map_or_else(tap::create, |name| Ok(name.clone()))?,
             mac: self.mac,
             guest: self.guest,
         })

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -85,6 +85,26 @@ impl Process {
             next: super::protocol::GREETING,
             open: [true; 2],
         })
+    }
+
+    /// One that an earlier supervisor has started, whose questions had numbers up to `next`.
+    pub fn adopt(pid: Pid, stream: UnixStream, log: OwnedFd, next: u64) -> Self {
+        Self {
+            pid,
+            stream,
+            log,
+            line: LineBuffer::new(MAX_LINE),
+            log_line: LineBuffer::new(1024),
+            // What the earlier one had not finished to say ends here.
+            unsent: VecDeque::from([b'\n']),
+            next,
+            open: [true; 2],
+        }
+    }
+
+    /// The way to it, and its log.
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.stream.as_raw_fd(), self.log.as_raw_fd()]
     }
 
     /// The process.

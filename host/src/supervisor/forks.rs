@@ -71,12 +71,24 @@ impl Supervisor {
         if self.guests.len() >= MAX_GUESTS {
             return Err(format!("a machine has at most {MAX_GUESTS} guests"));
         }
-        let guest = &self.guests[origin];
-        let mut config = guest.config.clone().ok_or("it cannot run")?;
-        let origin_name = guest.name.clone();
+        let origin_name = self.guests[origin].name.clone();
         let taken = |name: &String| self.guests.iter().any(|guest| guest.name == *name);
         let mut names = (1..).map(|number: u32| format!("{origin_name}-{number}"));
         let name = names.find(|name| !taken(name)).unwrap_or_default();
+        let index = self.add_fork(origin, name.clone())?;
+        self.guests[index].begin = Some(Begin::From(Origin {
+            snapshot,
+            fork_of: Some(origin_name),
+        }));
+        self.start(&[index], "");
+        Ok(name)
+    }
+
+    /// Adds a guest like another one.
+    pub(super) fn add_fork(&mut self, origin: usize, name: String) -> Result<usize, String> {
+        let guest = &self.guests[origin];
+        let mut config = guest.config.clone().ok_or("it cannot run")?;
+        let origin_name = guest.name.clone();
         config.name.clone_from(&name);
         config.autostart = false;
         // Each would be a full one of its own: what forks have in common is their worth.
@@ -90,13 +102,9 @@ impl Supervisor {
         (self.networks.add(index, &name, origin))
             .map_err(|error| format!("fork '{name}' gets no network card: {error}"))?;
         let channel = self.console.add_channel(&name);
-        let mut fork = Guest::new(name.clone(), Some(config), channel);
-        fork.begin = Some(Begin::From(Origin {
-            snapshot,
-            fork_of: Some(origin_name),
-        }));
+        let mut fork = Guest::new(name, Some(config), channel);
+        fork.fork_of = Some(origin_name);
         self.guests.push(fork);
-        self.start(&[index], "");
-        Ok(name)
+        Ok(index)
     }
 }

@@ -123,6 +123,10 @@ pub struct Guest {
     pub restored: Option<(u64, bool)>,
     /// Who wants to know how that goes.
     pub restore_asker: Option<Asker>,
+    /// The guest that it is a fork of.
+    pub fork_of: Option<String>,
+    /// An earlier supervisor had it down.
+    pub was_down: bool,
     /// When the next checkpoint is due; not while one is taken.
     pub next_checkpoint: Option<Duration>,
     /// The last checkpoint failed, as was said.
@@ -189,6 +193,8 @@ impl Guest {
             preparations: 0,
             images: None,
             start_when_down: false,
+            fork_of: None,
+            was_down: false,
             next_checkpoint: None,
             checkpoint_failed: false,
             begin: None,
@@ -419,6 +425,12 @@ impl Guest {
 }
 
 impl Vm {
+    /// Our ends of it.
+    #[must_use]
+    pub fn ends(&self) -> &Launched {
+        &self.ends
+    }
+
     /// The VMM process.
     #[must_use]
     pub fn pid(&self) -> Pid {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::forks::Forks;
 use super::guest::Phase;
 use super::inquiry::Asker;
+use super::ledger::StoreLeft;
 use super::lifecycle::{End, State};
 use super::{Message, Supervisor};
 use crate::clock;
@@ -128,6 +129,19 @@ impl Keeping {
         !matches!(self.state, Stage::Off)
     }
 
+    /// What of it outlives a supervisor.
+    pub(super) fn left(&self) -> Option<StoreLeft> {
+        let Stage::Up(process, folder) = &self.state else {
+            return None;
+        };
+        StoreLeft::of(
+            process,
+            self.channels.as_ref(),
+            folder.clone(),
+            self.in_memory,
+        )
+    }
+
     /// A live channel for the VMM of `guest`, whose other end the service has.
     pub(super) fn channel(&self, guest: &str) -> Option<OwnedFd> {
         self.channels.as_ref()?;
@@ -181,6 +195,22 @@ impl Supervisor {
         };
         self.keeping.machine = machine.to_owned();
         self.keeping.socket = self.settings.run_folder.join(CHANNELS);
+        if let Some(left) = self.left.store.take() {
+            match left.adopt() {
+                Ok((process, channels)) => {
+                    self.keeping.channels = Some(channels);
+                    self.keeping.in_memory = left.in_memory;
+                    self.keeping.state = Stage::Up(process, left.folder);
+                    return;
+                }
+                Err(error) => {
+                    let line = format!("host: the store's service has not lived on ({error})");
+                    self.console.say(&line);
+                    // Their disks were there.
+                    self.disown_all();
+                }
+            }
+        }
         // Of a supervisor that fell: the folder is ours alone.
         let _ = std::fs::remove_file(&self.keeping.socket);
         match UnixListener::bind(&self.keeping.socket) {
@@ -321,6 +351,7 @@ impl Supervisor {
         match (done, std::mem::take(&mut self.keeping.state)) {
             (Done::Ok(_), Stage::Opening(process, folder)) => {
                 self.keeping.state = Stage::Up(process, folder);
+                self.changed = true;
                 for (index, preparation) in std::mem::take(&mut self.keeping.waiting) {
                     let guest = &self.guests[index];
                     let waits = matches!(guest.phase, Phase::Preparing);
@@ -540,6 +571,7 @@ impl Supervisor {
     pub(super) fn store_ended(&mut self, end: End) {
         // Its last words.
         self.store_speaks();
+        self.changed = true;
         let asked: Vec<_> = self.keeping.asked.drain().collect();
         let reason = format!("the store's service ended: {end}");
         let was_up = match std::mem::take(&mut self.keeping.state) {

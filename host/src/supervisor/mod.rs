@@ -12,6 +12,7 @@ mod inquiry;
 mod keeping;
 mod ladder;
 mod launch;
+mod ledger;
 mod lifecycle;
 mod ready;
 mod reports;
@@ -48,6 +49,7 @@ use guest::{Guest, Phase};
 use inquiry::Inquiry;
 use keeping::{Keeping, StorePlace};
 pub use launch::{VMM_NAME, set_nonblocking};
+pub use ledger::Ledger;
 use lifecycle::State;
 
 /// What the loader found: the machine, and where its images are.
@@ -76,6 +78,8 @@ pub struct Settings {
     pub timing_since: Option<u64>,
     /// Power buttons, as event devices.
     pub buttons: Vec<OwnedFd>,
+    /// What an earlier supervisor in the same process has left running.
+    pub left: Ledger,
 }
 
 /// How it ended.
@@ -147,6 +151,10 @@ pub struct Supervisor {
     keeping: Keeping,
     /// When heads that show all guests show them anew.
     next_picture: Duration,
+    /// What is left of an earlier supervisor and not gone on with yet.
+    left: Ledger,
+    /// What the next supervisor is to know has changed.
+    changed: bool,
     /// What befell the guests, and when.
     journal: VecDeque<(Duration, String)>,
     /// Guests were started; what `power_off_when_ready` and `Done` wait for.
@@ -180,10 +188,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// The kernel refused a descriptor.
-    pub fn new(settings: Settings, console: Console) -> io::Result<Self> {
+    pub fn new(mut settings: Settings, console: Console) -> io::Result<Self> {
         let (sender, mail) = channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         Ok(Self {
+            left: std::mem::take(&mut settings.left),
+            changed: false,
             settings,
             console,
             signals: SignalFd::with_flags(
@@ -224,6 +234,7 @@ impl Supervisor {
                 self.handle(token);
             }
             self.timers();
+            self.write_ledger();
             if let Some(outcome) = self.finished() {
                 self.close();
                 return outcome;
@@ -276,10 +287,10 @@ impl Supervisor {
         } else {
             Place::Linux
         };
-        self.networks = Networks::start(&machine, place, move |news| {
+        let taps = self.left.taps();
+        self.networks = Networks::start(&machine, place, taps, move |news| {
             mailbox.send(Message::Network(news));
         });
-        let mut autostart = Vec::new();
         let mut failures = Vec::new();
         for entry in machine.guests {
             let channel = self.console.add_channel(&entry.name);
@@ -288,9 +299,6 @@ impl Supervisor {
                 Ok(config) => (Some(config), None),
                 Err(error) => (None, Some(error)),
             };
-            if config.as_ref().is_some_and(|config| config.autostart) {
-                autostart.push(index);
-            }
             self.guests.push(Guest::new(entry.name, config, channel));
             failures.extend(error.map(|error| (index, chain(&error))));
         }
@@ -304,8 +312,11 @@ impl Supervisor {
         for (index, reason) in failures {
             self.set_state(index, State::Failed, &reason);
         }
-        self.start(&autostart, "");
+        let mut wanted = self.wanted();
+        wanted.extend(self.know_forks());
+        self.start(&wanted, "");
         self.loaded = true;
+        self.changed = true;
     }
 
     fn network(&mut self, news: News) {

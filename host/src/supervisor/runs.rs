@@ -82,6 +82,7 @@ impl Supervisor {
     pub(super) fn set_state(&mut self, index: usize, state: State, detail: &str) {
         let guest = &mut self.guests[index];
         guest.state = state;
+        self.changed = true;
         guest.detail = detail.replace(char::is_control, " ");
         let mut line = format!("daruma: {}: {state}", guest.name);
         if !guest.detail.is_empty() {
@@ -95,6 +96,7 @@ impl Supervisor {
     pub(super) fn start(&mut self, indices: &[usize], why: &str) {
         let mut on_disks = Vec::new();
         for index in indices {
+            let is_left = self.is_left(*index);
             let guest = &mut self.guests[*index];
             let Some(config) = guest.config.clone() else {
                 continue;
@@ -103,6 +105,8 @@ impl Supervisor {
             guest.preparations += 1;
             guest.restored = None;
             match &guest.begin {
+                // It runs.
+                _ if is_left => {}
                 None | Some(Begin::Left | Begin::Resume | Begin::Factory { .. }) => {
                     self.set_state(*index, State::Starting, why);
                 }
@@ -182,6 +186,7 @@ impl Supervisor {
         {
             Ok(()) => {}
             Err(reason) => {
+                self.disown(index);
                 self.guests[index].phase = Phase::Down;
                 self.set_state(index, State::Failed, &reason);
                 self.restored(index, Err(reason));
@@ -210,6 +215,9 @@ impl Supervisor {
             }
         }
         self.guests[index].images = Some(images);
+        if self.adopt(index) {
+            return Ok(());
+        }
         if self.keeping.has_disks() && self.open_disks(index)? {
             // It goes on when they are ready.
             return Ok(());
@@ -256,6 +264,7 @@ impl Supervisor {
             guest.healing.begun(clock::now(), &rules, restored, heals);
         }
         guest.up(ends);
+        self.changed = true;
         Ok(())
     }
 

@@ -4,6 +4,7 @@
     reason = "a tap is attached by ioctl(2), as a VMM does it"
 )]
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -127,7 +128,9 @@ impl Lab {
         let machine = Machine::parse("m.toml", text, Limits::default()).unwrap();
         assert!(machine.remarks.is_empty(), "{:?}", machine.remarks);
         let (tell, news) = channel();
-        let networks = Networks::start(&machine, place, move |news| drop(tell.send(news)));
+        let networks = Networks::start(&machine, place, HashMap::new(), move |news| {
+            drop(tell.send(news));
+        });
         let mut known = vec![links::find("up0").unwrap().mac];
         known.extend(networks.taps.iter().map(|tap| tap.mac));
         self.networks = Some(networks);

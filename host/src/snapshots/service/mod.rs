@@ -187,6 +187,7 @@ fn is_empty(folder: &Path) -> bool {
 
 impl Service {
     /// Takes requests until there is nobody to ask.
+    #[expect(clippy::print_stderr, reason = "the log of a process of its own")]
     fn listen(self: &Arc<Self>, mut requests: impl BufRead) -> io::Result<()> {
         loop {
             let mut line = Vec::new();
@@ -196,7 +197,12 @@ impl Service {
             if line.is_empty() {
                 return Ok(());
             }
-            Self::take(self, serde_json::from_slice(&line)?);
+            match serde_json::from_slice(&line) {
+                Ok(request) => Self::take(self, request),
+                // A supervisor that falls may leave half a line.
+                Err(_) if line == b"\n" => {}
+                Err(error) => eprintln!("what was asked cannot be understood: {error}"),
+            }
         }
     }
 

@@ -78,7 +78,6 @@ impl Agent {
         folder: &Path,
         ready: Option<u32>,
     ) -> io::Result<Sockets> {
-        *self = Self::default();
         // Nothing else is in it: this much of the host's files is there for the VMM in its jail.
         let folder = folder.join("vsock");
         fs::create_dir_all(&folder)?;
@@ -89,14 +88,21 @@ impl Agent {
         }
         // What a VMM that was killed has left.
         let _ = fs::remove_file(&path);
-        let open = |port: u32| Port::open(&folder.join(format!("v_{port}")));
-        self.port = Some(open(AGENT_PORT)?);
-        self.ready = ready.filter(|it| *it != AGENT_PORT).map(open).transpose()?;
+        self.listen(&folder, ready)?;
         let cid = u32::try_from(index).unwrap_or_default();
         Ok(Sockets {
             cid: FIRST_CID.saturating_add(cid),
             path,
         })
+    }
+
+    /// Listens to a guest whose socket device is in `folder`.
+    fn listen(&mut self, folder: &Path, ready: Option<u32>) -> io::Result<()> {
+        *self = Self::default();
+        let open = |port: u32| Port::open(&folder.join(format!("v_{port}")));
+        self.port = Some(open(AGENT_PORT)?);
+        self.ready = ready.filter(|it| *it != AGENT_PORT).map(open).transpose()?;
+        Ok(())
     }
 
     /// The run is over.
@@ -217,6 +223,16 @@ impl Supervisor {
         }
     }
 
+    /// Listens to a guest that runs, and was listened to by another supervisor.
+    pub(super) fn listen_again(&mut self, index: usize) {
+        let guest = &mut self.guests[index];
+        let folder = self.settings.run_folder.join(&guest.name).join("vsock");
+        let ready = guest.ready_port();
+        if let Err(error) = guest.agent.listen(&folder, ready) {
+            guest.log(format!("cannot listen to it again: {error}"));
+        }
+    }
+
     /// A guest that had an agent in the snapshot that it goes on from is to be heard of soon.
     pub(super) fn expect_agent(&mut self, index: usize) {
         let guest = &mut self.guests[index];
@@ -279,6 +295,7 @@ impl Supervisor {
             guest.healing.says_goodbye();
             return;
         }
+        self.changed |= !guest.agent.is_heard();
         match beat.well {
             Some(true) => guest.healing.heard(now),
             Some(false) | None => guest.healing.lives(now),
