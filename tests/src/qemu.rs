@@ -378,7 +378,15 @@ impl Drop for Qemu {
         let _ = self.child.wait();
         let transcript = self.console.transcript();
         if !transcript.is_empty() {
-            let written = self.record.boot(self.accelerator, &transcript, stood_still);
+            let lost = if stood_still {
+                Some("it stood still")
+            } else {
+                // No guest has QEMU's name.
+                let of_host = transcript.contains("Hardware name: QEMU");
+                let fell = transcript.contains("Kernel panic - not syncing: Fatal exception");
+                (of_host && fell).then_some("its host's kernel fell")
+            };
+            let written = self.record.boot(self.accelerator, &transcript, lost);
             written.expect("the record can be written");
         }
     }

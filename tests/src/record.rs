@@ -48,14 +48,14 @@ impl Record {
         File::create(&path).with_context(|| format!("Cannot create {}", path.display()))
     }
 
-    /// Writes down that the machine was booted and said something, and whether it stood still in the end.
-    pub fn boot(&self, accelerator: &str, console: &str, stood_still: bool) -> Result<()> {
+    /// Writes down that the machine was booted and said something, and how it was lost if it was.
+    pub fn boot(&self, accelerator: &str, console: &str, lost: Option<&str>) -> Result<()> {
         let record = serde_json::json!({
             "test": self.test,
             "accelerator": accelerator,
             "console_bytes": console.len(),
             "ready_lines": console.matches(": ready").count(),
-            "stood_still": stood_still,
+            "lost": lost,
         });
         let path = self.stem.with_extension("json");
         fs::write(&path, record.to_string())

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Known {
     boots: usize,
-    /// An emulated machine stood still: it said nothing more, for minutes.
-    stood_still: bool,
+    /// How an emulated machine was lost.
+    lost: Option<String>,
 }
 
 /// Boots by the name of the test that ran them, with `::` written as `-`.
@@ -42,24 +42,33 @@ impl Boots {
                     .with_context(|| format!("{} names no test", path.display()))?;
                 let known = boots.0.entry(test.to_owned()).or_default();
                 known.boots += 1;
-                known.stood_still |=
-                    record["stood_still"] == true && record["accelerator"] == "tcg";
+                let lost = record["lost"]
+                    .as_str()
+                    .filter(|_| record["accelerator"] == "tcg");
+                known.lost = lost.map(str::to_owned).or_else(|| known.lost.take());
             }
         }
         Ok(boots)
+    }
+
+    /// Adds those of another run.
+    pub fn add(&mut self, other: Self) {
+        for (test, known) in other.0 {
+            self.0.entry(test).or_default().boots += known.boots;
+        }
     }
 
     pub fn total(&self) -> usize {
         self.0.values().map(|known| known.boots).sum()
     }
 
-    /// Tests out of `failed` whose emulated machine stood still.
-    pub fn still(&self, failed: &[String]) -> Vec<String> {
-        let still = |name: &&String| {
-            let known = self.0.get(&name.replace("::", "-"));
-            known.is_some_and(|known| known.stood_still)
+    /// Tests out of `failed` whose emulated machine was lost, and how.
+    pub fn lost(&self, failed: &[String]) -> Vec<(String, String)> {
+        let lost = |name: &String| {
+            let known = self.0.get(&name.replace("::", "-"))?;
+            Some((name.clone(), known.lost.clone()?))
         };
-        failed.iter().filter(still).cloned().collect()
+        failed.iter().filter_map(lost).collect()
     }
 
     /// Tests out of `passed` that booted nothing.
@@ -99,22 +108,25 @@ mod tests {
     }
 
     #[test]
-    fn only_emulated_machines_stand_still_for_no_reason_of_ours() {
+    fn only_emulated_machines_are_lost_for_no_reason_of_ours() {
         let folder = tempfile::tempdir().unwrap();
-        for (test, accelerator, stood_still) in [
-            ("a-hangs", "tcg", true),
-            ("b-hangs", "kvm", true),
-            ("c-fails", "tcg", false),
-            ("d-passes", "tcg", true),
+        for (test, accelerator, lost) in [
+            ("a-hangs", "tcg", "\"it hangs\""),
+            ("b-hangs", "kvm", "\"it hangs\""),
+            ("c-fails", "tcg", "null"),
+            ("d-passes", "tcg", "\"it hangs\""),
         ] {
-            let record = format!(
-                r#"{{"test": "{test}", "accelerator": "{accelerator}", "stood_still": {stood_still}}}"#
-            );
+            let record =
+                format!(r#"{{"test": "{test}", "accelerator": "{accelerator}", "lost": {lost}}}"#);
             fs::write(folder.path().join(test).with_extension("json"), record).unwrap();
         }
         let boots = Boots::read(folder.path()).unwrap();
         let failed = ["a::hangs", "b::hangs", "c::fails"].map(str::to_owned);
-        assert_eq!(boots.still(&failed), ["a::hangs"]);
+        let lost = [("a::hangs".to_owned(), "it hangs".to_owned())];
+        assert_eq!(boots.lost(&failed), lost);
+        let mut all = Boots::default();
+        all.add(boots);
+        assert_eq!((all.total(), all.lost(&failed)), (4, Vec::new()));
     }
 
     #[test]
