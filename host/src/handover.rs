@@ -6,12 +6,13 @@
     reason = "descriptors of an earlier program are known by their numbers only"
 )]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -22,6 +23,8 @@ const NONE: RawFd = -1;
 
 /// The text lies in memory that the kernel keeps over exec.
 static TEXT: OnceLock<File> = OnceLock::new();
+/// Handed over and not taken yet.
+static INHERITED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 static FDS: [AtomicI32; MAX_FDS] = [const { AtomicI32::new(NONE) }; MAX_FDS];
 
 /// Lays ready what the next life is to have, in place of what was before. Descriptors that there is no room for are not
@@ -64,6 +67,7 @@ pub fn keep_open() -> Option<RawFd> {
 /// # Errors
 /// There is no such descriptor.
 pub fn read(text: RawFd) -> io::Result<Vec<u8>> {
+    inherit([text]);
     let mut file = File::from(take(text)?);
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))?;
@@ -71,22 +75,32 @@ pub fn read(text: RawFd) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Takes a descriptor that was handed over, each once. Programs that are started from now on do not have it.
+/// Notes which descriptors were handed over; to be called once, before anything is started: other programs do not have
+/// them from then on. Numbers that were not handed over are passed over.
+pub fn inherit(fds: impl IntoIterator<Item = RawFd>) {
+    let mut inherited = INHERITED.lock().unwrap_or_else(PoisonError::into_inner);
+    for fd in fds.into_iter().filter(|fd| *fd > libc::STDERR_FILENO) {
+        // All that is opened in this life is closed at exec.
+        // SAFETY: the call takes numbers only.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == 0 {
+            // SAFETY: the call takes numbers only.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            inherited.insert(fd);
+        }
+    }
+}
+
+/// Takes a descriptor that was handed over, each once.
 ///
 /// # Errors
-/// There is none of this number, or it was opened in this life.
+/// None of this number was.
 pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers only.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    // All that is opened in this life is closed at exec.
-    if fd <= libc::STDERR_FILENO || flags != 0 {
+    let mut inherited = INHERITED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !inherited.remove(&fd) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    // SAFETY: it is open, and only what was handed over stays open at exec: nobody else in this program has it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the call takes numbers only.
-    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
-    Ok(fd)
+    // SAFETY: it was open when this program began, nobody else in it has it, and it is taken only once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]
@@ -102,7 +116,8 @@ mod tests {
         let reader = OwnedFd::from(reader);
         lay_ready(b"a long first text", [7, 8, 9]).unwrap();
         lay_ready(b"second", [reader.as_raw_fd()]).unwrap();
-        // Not kept open: it is not there.
+        // Closed at exec: it would not be there.
+        inherit([reader.as_raw_fd()]);
         assert!(take(reader.as_raw_fd()).is_err());
         let text = keep_open().unwrap();
         // As the next program would find them: open numbers that belong to nobody.
@@ -112,6 +127,7 @@ mod tests {
         // SAFETY: the call takes numbers only.
         unsafe { libc::fcntl(copy, libc::F_SETFD, 0) };
         assert_eq!(read(copy).unwrap(), b"second");
+        inherit([reader, -1, 0, RawFd::MAX]);
         writer.write_all(b"x").unwrap();
         let mut taken = File::from(take(reader).unwrap());
         let mut byte = [0];

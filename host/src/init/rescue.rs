@@ -29,6 +29,8 @@ const MAX_FALLS: u32 = 3;
 const LASTS: Duration = Duration::from_secs(600);
 /// Before the machine starts anew, so that somebody may read why.
 const READ_IT: u32 = 10;
+/// Bytes for the signal handler, and the kernel's frame on top of which it runs.
+const STACK: usize = 64 << 10;
 /// What ends a program that has done what it must not.
 const FATAL: [Signal; 5] = [
     Signal::SIGSEGV,
@@ -81,12 +83,25 @@ pub fn install() {
     let all = FATAL.into_iter().collect::<SigSet>();
     // Of the life before: its handler was at work.
     let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&all), None);
+    stand_elsewhere();
     let flags = SaFlags::SA_ONSTACK | SaFlags::SA_NODEFER;
     let action = SigAction::new(SigHandler::Handler(fell), flags, SigSet::empty());
     for signal in FATAL {
         // SAFETY: the handler makes system calls only, reads what was made before it was installed, and never returns.
         let _ = unsafe { sigaction(signal, &action) };
     }
+}
+
+/// Has the handler of this thread's signals run on a stack of its own: this one may have overflowed.
+fn stand_elsewhere() {
+    let memory = vec![0_u8; STACK].leak();
+    let stack = libc::stack_t {
+        ss_sp: memory.as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: STACK,
+    };
+    // SAFETY: it reads `stack`; the memory is never given back, and nothing else uses it.
+    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
 }
 
 /// Ends what the life before has left running, but for the sessions of `heirs`.
@@ -111,6 +126,12 @@ pub fn stand_up(reason: &dyn Display) -> ! {
 }
 
 extern "C" fn fell(signal: c_int) {
+    // SAFETY: the call takes nothing.
+    if unsafe { libc::getpid() } != 1 {
+        // A child that is not another program yet.
+        // SAFETY: the call takes a number only.
+        unsafe { libc::_exit(128 + signal) };
+    }
     say(match signal {
         libc::SIGSEGV => &b"host: process 1 fell: SIGSEGV"[..],
         libc::SIGBUS => b"host: process 1 fell: SIGBUS",

@@ -125,8 +125,6 @@ pub struct Guest {
     pub restore_asker: Option<Asker>,
     /// The guest that it is a fork of.
     pub fork_of: Option<String>,
-    /// An earlier supervisor had it down.
-    pub was_down: bool,
     /// When the next checkpoint is due; not while one is taken.
     pub next_checkpoint: Option<Duration>,
     /// The last checkpoint failed, as was said.
@@ -194,7 +192,6 @@ impl Guest {
             images: None,
             start_when_down: false,
             fork_of: None,
-            was_down: false,
             next_checkpoint: None,
             checkpoint_failed: false,
             begin: None,

@@ -30,7 +30,7 @@ pub struct Ledger {
 }
 
 /// A guest whose VMM runs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Running {
     pub(super) name: String,
     /// The guest that it is a fork of.
@@ -44,7 +44,7 @@ pub(super) struct Running {
 }
 
 /// A guest that does not run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Resting {
     name: String,
     failed: bool,
@@ -52,7 +52,7 @@ struct Resting {
 }
 
 /// The store's service.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoreLeft {
     pub(super) pid: i32,
     /// The way to it, its log, and the socket where live channels begin.
@@ -65,7 +65,9 @@ impl Ledger {
     /// Reads what a supervisor of the same program has left; nothing, if that cannot be understood.
     #[must_use]
     pub fn read(text: &[u8]) -> Self {
-        serde_json::from_slice(text).unwrap_or_default()
+        let ledger: Self = serde_json::from_slice(text).unwrap_or_default();
+        handover::inherit(ledger.fds());
+        ledger
     }
 
     /// Whether nothing was left.
@@ -181,18 +183,22 @@ impl Supervisor {
         if !std::mem::take(&mut self.changed) || !self.settings.is_init {
             return;
         }
-        let down = |guest: &&Guest| matches!(guest.phase, Phase::Down);
+        let is_down = |guest: &&Guest| matches!(guest.phase, Phase::Down);
+        let running = self.guests.iter().filter_map(Running::of);
+        let down = self.guests.iter().filter(is_down).map(|guest| Resting {
+            name: guest.name.clone(),
+            failed: guest.state == State::Failed,
+            detail: guest.detail.clone(),
+        });
+        // What is not gone on with yet is left to the next one as it was.
         let ledger = Ledger {
-            guests: self.guests.iter().filter_map(Running::of).collect(),
-            down: (self.guests.iter().filter(down))
-                .map(|guest| Resting {
-                    name: guest.name.clone(),
-                    failed: guest.state == State::Failed,
-                    detail: guest.detail.clone(),
-                })
-                .collect(),
-            store: self.keeping.left(),
-            taps: self.networks.named(),
+            guests: running.chain(self.left.guests.iter().cloned()).collect(),
+            down: down.chain(self.left.down.iter().cloned()).collect(),
+            store: self.keeping.left().or_else(|| self.left.store.clone()),
+            taps: match self.networks.named() {
+                none if none.is_empty() => self.left.taps.clone(),
+                taps => taps,
+            },
         };
         // Strings and numbers are always JSON.
         let text = serde_json::to_vec(&ledger).unwrap_or_default();
@@ -211,27 +217,24 @@ impl Supervisor {
     /// Of the guests that are in the machine file: those that are to be started, or gone on with. What was stopped or
     /// failed stays so.
     pub(super) fn wanted(&mut self) -> Vec<usize> {
-        for Resting {
-            name,
-            failed,
-            detail,
-        } in std::mem::take(&mut self.left.down)
-        {
-            if let Some(guest) = self.guests.iter_mut().find(|guest| guest.name == name) {
-                guest.state = if failed {
-                    State::Failed
-                } else {
-                    State::Stopped
+        let down = std::mem::take(&mut self.left.down);
+        for resting in &down {
+            let mut guests = self.guests.iter_mut();
+            if let Some(guest) = guests.find(|guest| guest.name == resting.name) {
+                guest.state = match resting.failed {
+                    true => State::Failed,
+                    false => State::Stopped,
                 };
-                guest.detail = detail;
-                guest.was_down = true;
+                guest.detail.clone_from(&resting.detail);
             }
         }
         let left = &self.left;
         let wanted = |guest: &Guest| {
-            let config = guest.config.as_ref();
-            let starts = config.is_some_and(|config| config.autostart) && !guest.was_down;
-            starts || config.is_some() && left.runs(&guest.name)
+            let was_down = down.iter().any(|resting| resting.name == guest.name);
+            guest
+                .config
+                .as_ref()
+                .is_some_and(|config| config.autostart && !was_down || left.runs(&guest.name))
         };
         let guests = self.guests.iter().enumerate();
         guests
@@ -314,5 +317,43 @@ impl Supervisor {
             self.became_ready(index);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_what_cannot_be_understood_is_nothing() {
+        let guest = Running {
+            name: "one".to_owned(),
+            fork_of: None,
+            pid: 17,
+            // Nobody has handed these over.
+            fds: [-1; 4],
+            ready: true,
+            restored: Some((3, true)),
+            agent: false,
+        };
+        let ledger = Ledger {
+            guests: vec![guest],
+            down: Vec::new(),
+            store: None,
+            taps: vec![
+                ("02:00:00:00:00:01".to_owned(), "dtap0".to_owned()),
+                ("no address".to_owned(), "dtap1".to_owned()),
+            ],
+        };
+        let text = serde_json::to_vec(&ledger).unwrap();
+        let mut read = Ledger::read(&text);
+        assert_eq!(read.processes(), [Pid::from_raw(17)]);
+        assert_eq!(read.taps().len(), 1);
+        assert!(read.runs("one") && !read.runs("two") && !read.is_empty());
+        let one = read.take("one").unwrap();
+        assert!(one.ready && one.ends().is_err() && read.take("one").is_none());
+        for torn in [&text[..text.len() / 2], b"", b"[]"] {
+            assert!(Ledger::read(torn).is_empty());
+        }
     }
 }

@@ -192,8 +192,8 @@ impl Supervisor {
         let (sender, mail) = channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         Ok(Self {
+            changed: !settings.left.is_empty(),
             left: std::mem::take(&mut settings.left),
-            changed: false,
             settings,
             console,
             signals: SignalFd::with_flags(
