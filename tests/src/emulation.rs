@@ -5,11 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// The newest major version of QEMU whose emulation of AMD-V holds, with `-npt`.
+/// The newest major version of QEMU whose emulation of AMD-V mostly holds, with `-npt`.
 ///
-/// That of 7.2 goes wrong with nested paging alone: now and then, and within a minute where several guests run, it walks
-/// a guest's intact page tables and finds reserved bits set, or the host's kernel runs with a guest's GS. None of it
-/// without, where KVM shadows page tables.
+/// That of 7.2 goes wrong with nested paging: now and then, and within a minute where several guests run, it walks a
+/// guest's intact page tables and finds reserved bits set, or the host's kernel runs with a guest's GS. Without, where KVM
+/// shadows page tables, the latter is seen in one boot of some forty, and as many machines stand still: `VMRUN` sets
+/// `CPU_INTERRUPT_VIRQ` without QEMU's lock, so that an interrupt that comes at that moment is lost (mended in 10.2).
 ///
 /// 10.0 cannot do without: it lets a guest read CR3 though KVM intercepts that, so that Linux sees the shadow's address,
 /// takes it for page tables that are not its own, and halts at its first page fault. And with nested paging it still
