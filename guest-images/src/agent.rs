@@ -12,11 +12,12 @@ pub const UNIT: &str = include_str!("../agent/daruma-agent.service");
 pub(crate) const PLACE: &str = "usr/sbin/daruma-agent";
 
 /// What decides the program, besides the compiler: its bytes differ from one folder that it is built in to the next.
-pub const SOURCES: [&str; 8] = [
+pub const SOURCES: [&str; 9] = [
     include_str!("../agent/Cargo.toml"),
     include_str!("../agent/src/main.rs"),
     include_str!("../agent/src/check.rs"),
     include_str!("../agent/src/host.rs"),
+    include_str!("../agent/src/stolen.rs"),
     include_str!("../agent/src/system.rs"),
     include_str!("../agent/src/witness.rs"),
     include_str!("../agent/src/words.rs"),
