@@ -115,6 +115,7 @@ for name in NAMES; do
         sed "s/^ */host: tally $name /"
     grep -a '^hostile: ' /run/$name.out | sed "s/^/host: $name /"
     grep -a FAILED /run/$name.out | head -n 20
+    tail -n 2 /run/$name.out
     tail -n 3 /run/$name.err
 done
 echo "host: good guest beat $before then $after"

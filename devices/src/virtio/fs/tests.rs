@@ -1,5 +1,5 @@
 //! The device against back-ends that speak the protocol by themselves, byte for byte: one that keeps to it, some that
-//! do not, and QEMU's virtiofsd.
+//! do not, and virtiofsd.
 
 mod peer;
 
