@@ -7,7 +7,6 @@ use std::fmt::Write;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -122,11 +121,7 @@ fn names() -> Vec<String> {
 
 /// Makes the disk of a machine on which each guest has a root of its own that it can ruin.
 fn disk(image: &Image, folder: &Path) -> Result<PathBuf> {
-    let (packed, root) = (folder.join("root.erofs"), folder.join("root"));
-    fs::write(&packed, image.pocket_root()?)?;
-    let mut extract = Command::new("fsck.erofs");
-    extract.arg(format!("--extract={}", root.display()));
-    image::run(extract.arg(&packed))?;
+    let root = image.pocket_tree(folder)?;
     fs::write(root.join("doom"), DOOM)?;
     fs::set_permissions(root.join("doom"), Permissions::from_mode(0o755))?;
     let common = folder.join("root.img");

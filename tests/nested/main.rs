@@ -22,3 +22,4 @@ mod snapshots;
 mod stock_kernels;
 mod supervisor_falls;
 mod uefi;
+mod upgrade;

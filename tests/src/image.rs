@@ -73,6 +73,16 @@ impl Image {
         Ok(rom[offset..offset + len].to_vec())
     }
 
+    /// That file system, as a tree in `folder` that can be added to.
+    pub fn pocket_tree(&self, folder: &Path) -> Result<PathBuf> {
+        let (packed, tree) = (folder.join("root.erofs"), folder.join("root"));
+        fs::write(&packed, self.pocket_root()?)?;
+        let mut extract = Command::new("fsck.erofs");
+        extract.arg(format!("--extract={}", tree.display()));
+        run(extract.arg(&packed))?;
+        Ok(tree)
+    }
+
     /// A machine that another firmware than our ROM stage loads the host into.
     pub fn trio(&self) -> Result<Builder> {
         let cmdline = String::from_utf8(self.read("cmdline")?)?;
