@@ -15,7 +15,7 @@ use serde_json::Value;
 use tests::qemu::Builder;
 use tests::{Console, Image, image};
 
-use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
+use crate::shell::{ask, ask_line, daruma, host_from_now_on, host_shell, log_in, view};
 
 /// Falls at least; `DARUMA_FALLS` says otherwise.
 const FALLS: usize = 200;
@@ -40,7 +40,7 @@ const WAYS: [(&str, Place); 12] = [
     (
         "panic",
         Inside(
-            "echo 2 > /proc/sys/vm/panic_on_oom; mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k",
+            "echo 2 > /proc/sys/vm/panic_on_oom; mkdir -p /mnt; mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k",
         ),
     ),
     (
@@ -61,7 +61,7 @@ const WAYS: [(&str, Place); 12] = [
     (
         "memory exhausted",
         Inside(
-            "mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k; kill -9 -1",
+            "mkdir -p /mnt; mount -t tmpfs -o size=1g none /mnt; dd if=/dev/zero of=/mnt/full bs=64k; kill -9 -1",
         ),
     ),
     ("agent stopped", Inside("kill -STOP $(pidof daruma-agent)")),
@@ -132,15 +132,7 @@ fn disk(image: &Image, folder: &Path) -> Result<PathBuf> {
     image::machine_disk(folder, 3072, &files)
 }
 
-/// What the host's program says in the host's shell.
-fn daruma(console: &mut Console, words: &str) -> Result<Value> {
-    let text = ask(console, &format!("daruma {words} --json 2>/dev/null"))?;
-    let ends = text.find('{').zip(text.rfind('}'));
-    let (from, to) = ends.with_context(|| format!("no JSON of {words:?}: {text:?}"))?;
-    serde_json::from_str(&text[from..=to]).with_context(|| format!("{words:?} says {text:?}"))
-}
-
-/// What it says of all guests.
+/// What the host's program says of all guests.
 fn described(console: &mut Console) -> Result<Vec<Value>> {
     let mut all = daruma(console, "guest list")?;
     serde_json::from_value(all["guests"].take()).context("guests are not listed")
@@ -192,7 +184,7 @@ fn knock_over(console: &mut Console, victims: &[(usize, &Place)]) -> Result<()> 
             )),
         }
     }
-    view(console, 0)?;
+    host_shell(console)?;
     ask(console, &format!("{signals}true")).map(drop)
 }
 
@@ -301,10 +293,7 @@ fn every_guest_that_is_knocked_over_stands_again() -> Result<()> {
         let nonce = "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce";
         nonces.push(ask_line(console, nonce)?);
     }
-    host_from_now_on(console)?;
-    console.send("shell\r")?;
-    console.expect("--- shell (")?;
-    console.expect("# ")?;
+    host_shell(console)?;
 
     let victims = campaign(console, rounds)?;
     let all = described(console)?;
@@ -344,8 +333,6 @@ fn every_guest_that_is_knocked_over_stands_again() -> Result<()> {
     let all = report(&outcomes);
     ensure!(all >= falls, "only {all} falls");
     println!("counted: {all} falls of {GUESTS} guests, each of which stood up by itself");
-    view(console, 0)?;
-    console.send("exit\r")?;
     host_from_now_on(console)?;
     console.send("poweroff\r")?;
     machine.wait_off()?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tests::qemu::Builder;
 use tests::{Image, image};
 
-use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
+use crate::shell::{ask, ask_line, host_shell, log_in, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -64,10 +64,7 @@ fn a_guest_goes_on_when_the_stores_disk_is_full_and_the_console_says_so() -> Res
     // Until there is a checkpoint with it.
     ask(console, "sleep 8")?;
 
-    host_from_now_on(console)?;
-    console.send("shell\r")?;
-    console.expect("--- shell (")?;
-    console.expect("# ")?;
+    host_shell(console)?;
     ask(console, FILL)?;
     view(console, 0)?;
     console.expect("host: keeper: no checkpoint: ")?;

@@ -8,6 +8,7 @@ mod coreboot;
 mod default_machine;
 mod disks;
 mod falls;
+mod flipped;
 mod forks;
 mod full_disk;
 mod healing;

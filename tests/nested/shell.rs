@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tests::Console;
 
 /// The console's prefix key, Ctrl-].
@@ -15,6 +16,13 @@ const LOOKS: u32 = 120;
 /// Brings a guest to the screen by its number; 0 is the host.
 pub fn view(console: &mut Console, guest: u32) -> Result<()> {
     console.send(&format!("{CHORD}{guest}"))
+}
+
+/// Brings the host's shell to the screen, and begins it if there is none.
+pub fn host_shell(console: &mut Console) -> Result<()> {
+    console.send(&format!("{CHORD}s"))?;
+    console.expect("--- shell (")?;
+    console.expect("# ").map(drop)
 }
 
 /// Brings the host to the screen, whose old lines are shown again and passed over.
@@ -58,6 +66,14 @@ pub fn ask(console: &mut Console, commands: &str) -> Result<String> {
 pub fn ask_line(console: &mut Console, commands: &str) -> Result<String> {
     let text = ask(console, commands)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What the host's program says in the host's shell.
+pub fn daruma(console: &mut Console, words: &str) -> Result<Value> {
+    let text = ask(console, &format!("daruma {words} --json 2>/dev/null"))?;
+    let ends = text.find('{').zip(text.rfind('}'));
+    let (from, to) = ends.with_context(|| format!("no JSON of {words:?}: {text:?}"))?;
+    serde_json::from_str(&text[from..=to]).with_context(|| format!("{words:?} says {text:?}"))
 }
 
 /// Waits, at the host's screen, until the agent of a guest says that all is well.

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tests::qemu::Builder;
 use tests::{Image, image};
 
-use crate::shell::{ask, ask_line, host_from_now_on, log_in, view};
+use crate::shell::{ask, ask_line, host_from_now_on, host_shell, log_in, view};
 
 const MACHINE: &str = r#"
 [machine]
@@ -74,10 +74,7 @@ fn a_guest_without_a_kernel_after_its_upgrade_goes_back_and_clocks_that_jump_bri
     let next: u32 = ask_line(console, NEXT_YEAR)?.parse()?;
     ensure!(next == year + 1, "the guest's clock says {next}");
     ask(console, LIVE_ON)?;
-    host_from_now_on(console)?;
-    console.send("shell\r")?;
-    console.expect("--- shell (")?;
-    console.expect("# ")?;
+    host_shell(console)?;
     let next: u32 = ask_line(console, NEXT_YEAR)?.parse()?;
     ensure!(next == year + 1, "the host's clock says {next}");
     view(console, 1)?;
@@ -89,7 +86,6 @@ fn a_guest_without_a_kernel_after_its_upgrade_goes_back_and_clocks_that_jump_bri
 
     console.send("rm -r /loader /kernel; sync; reboot -f\r")?;
     view(console, 0)?;
-    console.send("exit\r")?;
     console.expect("host: upgraded: fell (cannot boot from ")?;
     let line = console.expect("\r\n")?;
     ensure!(line.contains(" on snapshot "), "{line}");
