@@ -71,7 +71,7 @@ fn a_wrecked_debian_goes_on_from_its_snapshot_and_five_forks_are_machines_of_the
     console.expect("counted-42")?;
     view(console, 0)?;
     console.send("snapshot debian\r")?;
-    let (which, text) = console.expect_any(&[" of debian: ", "no snapshot", "cannot"])?;
+    let (which, text) = console.expect_any(&[" of debian: ", "took no snapshot", "cannot"])?;
     ensure!(which == 0, "no snapshot: {text}");
     let digits = text.trim_end_matches(" of debian: ");
     let snapshot = digits.rsplit(' ').next().unwrap_or_default().to_owned();
