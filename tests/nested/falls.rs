@@ -32,8 +32,10 @@ enum Place {
     Inside(&'static str),
     /// By a signal to its VMM, in the host's shell.
     Vmm(&'static str),
+    /// By one to the process outside of the jail that waits for the VMM.
+    Keeper(&'static str),
 }
-use Place::{Inside, Vmm};
+use Place::{Inside, Keeper, Vmm};
 
 /// What knocks a guest over. Each goes through all ways.
 const WAYS: [(&str, Place); 12] = [
@@ -67,7 +69,8 @@ const WAYS: [(&str, Place); 12] = [
     ("agent stopped", Inside("kill -STOP $(pidof daruma-agent)")),
     ("VMM SIGKILL", Vmm("KILL")),
     ("VMM SIGSEGV", Vmm("SEGV")),
-    ("VMM SIGABRT", Vmm("ABRT")),
+    // In the jail the VMM is process 1, to which the kernel delivers no SIGABRT from outside.
+    ("VMM's keeper SIGABRT", Keeper("ABRT")),
     ("VMM SIGBUS", Vmm("BUS")),
     ("VMM SIGSTOP", Vmm("STOP")),
 ];
@@ -169,6 +172,11 @@ impl Victim {
     }
 }
 
+/// Sends a signal to the first or last process (`head` or `tail`) of a guest.
+fn kill(signal: &str, guest: usize, which: &str) -> String {
+    format!("kill -{signal} $(ps | grep 'id [g]{guest} ' | awk '{{print $1}}' | {which} -n 1); ")
+}
+
 /// Knocks guests over: each of these in a way.
 fn knock_over(console: &mut Console, victims: &[(usize, &Place)]) -> Result<()> {
     let mut signals = String::new();
@@ -178,10 +186,9 @@ fn knock_over(console: &mut Console, victims: &[(usize, &Place)]) -> Result<()> 
                 view(console, u32::try_from(*guest)? + 1)?;
                 console.send(&format!("{command}\r"))?;
             }
-            // The process outside of the jail comes first in the list.
-            Vmm(signal) => signals.push_str(&format!(
-                "kill -{signal} $(ps | grep 'id [g]{guest} ' | awk '{{print $1}}' | tail -n 1); "
-            )),
+            // The keeper is older, and comes first in the list.
+            Vmm(signal) => signals.push_str(&kill(signal, *guest, "tail")),
+            Keeper(signal) => signals.push_str(&kill(signal, *guest, "head")),
         }
     }
     host_shell(console)?;
