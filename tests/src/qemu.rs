@@ -358,6 +358,18 @@ impl Qemu {
         Ok(text)
     }
 
+    /// How the whole machine was lost, which may be its emulator's doing.
+    pub fn lost(&self) -> Option<&'static str> {
+        if self.console.stood_still() {
+            return Some("it stood still");
+        }
+        let transcript = self.console.transcript();
+        // No guest has QEMU's name.
+        let of_host = transcript.contains("Hardware name: QEMU");
+        let fell = transcript.contains("Kernel panic - not syncing: Fatal exception");
+        (of_host && fell).then_some("its host's kernel fell")
+    }
+
     /// Waits until the machine has powered itself off; returns everything its console said.
     pub fn wait_off(mut self) -> Result<(ExitStatus, String)> {
         let text = self.console.wait_closed()?;
@@ -368,8 +380,7 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let stood_still = self.console.stood_still();
-        if stood_still {
+        if self.console.stood_still() {
             let known = (self.standstill()).unwrap_or_else(|error| format!("{error:#}"));
             println!("The machine stands still:\n{known}");
         }
@@ -378,15 +389,7 @@ impl Drop for Qemu {
         let _ = self.child.wait();
         let transcript = self.console.transcript();
         if !transcript.is_empty() {
-            let lost = if stood_still {
-                Some("it stood still")
-            } else {
-                // No guest has QEMU's name.
-                let of_host = transcript.contains("Hardware name: QEMU");
-                let fell = transcript.contains("Kernel panic - not syncing: Fatal exception");
-                (of_host && fell).then_some("its host's kernel fell")
-            };
-            let written = self.record.boot(self.accelerator, &transcript, lost);
+            let written = (self.record).boot(self.accelerator, &transcript, self.lost());
             written.expect("the record can be written");
         }
     }
