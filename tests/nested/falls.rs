@@ -294,7 +294,8 @@ fn knock_about(
     for guest in 1..=u32::try_from(GUESTS + 1)? {
         view(console, guest)?;
         log_in(console, None)?;
-        let nonce = "nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce";
+        // Who is short of memory does not end this shell, whose memory is the witness, nor what it starts.
+        let nonce = "echo -1000 > /proc/$$/oom_score_adj; nonce=$(cat /proc/sys/kernel/random/uuid); echo $nonce";
         nonces.push(ask_line(console, nonce)?);
     }
     host_shell(console)?;
